@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "ase_equinn"
 
 # A file imports from its own or a lower layer. A name ending in "." stands for a whole folder.
 LAYERS = {
-    "irreps": 0, "ops": 0, "ops.": 0,
-    "neighbors": 1, "graph": 1, "radial": 1, "angular": 1,
+    "irreps": 0,
+    "neighbors": 1, "graph": 1, "radial": 1, "angular": 1, "ops": 1, "ops.": 1,
     "nn": 2, "models": 2, "models.": 2, "terms": 2, "terms.": 2,
     "potential": 3, "derivatives": 3,
     "calculator": 4, "data": 4, "train": 4, "metrics": 4,
@@ -117,7 +117,9 @@ def where(item: Import) -> str:
 
 
 def test_reader_sees_relative_absolute_and_local_imports():
-    source = "from .radial import x\nimport ase_equinn.graph\ndef f():\n    from ase_equinn import nn\n    import torch.nn\n"
+    source = (
+        "from .radial import x\nimport ase_equinn.graph\ndef f():\n    from ase_equinn import nn\n    import torch.nn\n"
+    )
     seen = {(item.target, item.local) for item in imports_of("potential", ast.parse(source))}
     for name in ("radial", "graph", "nn"):
         assert name in MODULES, name

@@ -5,11 +5,13 @@ import configparser
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from importlib.metadata import entry_points, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import ase_equinn
 
@@ -62,34 +64,39 @@ def test_every_package_folder_is_listed():
     assert listed == {".".join(folder.parts) for folder in folders} | {"ase_equinn.potentials"}
 
 
+def requirements(extra: str = "") -> set[str]:
+    """Names of what `pip install "ase_equinn[extra]"` asks for directly."""
+    parsed = [Requirement(text) for text in requires("ase_equinn")]
+    return {item.name.lower() for item in parsed if not item.marker or item.marker.evaluate({"extra": extra})}
+
+
+def top_level_imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
 def test_base_requirements_cover_the_unconditional_imports():
     """A third-party import at the top of a file needs a base requirement, or plain `pip install .` breaks."""
-    names = {requirement.split(";")[0].strip() for requirement in requires("ase_equinn") if "extra" not in requirement}
-    base = {name.split(">")[0].split("<")[0].strip().lower() for name in names}
     distribution = {"yaml": "pyyaml"}
     for path in (ROOT / "ase_equinn").rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:
-            modules = []
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                modules = [node.module]
-            for module in modules:
-                root = module.split(".")[0]
-                if root not in sys.stdlib_module_names and root != "ase_equinn":
-                    assert distribution.get(root, root) in base, f"{path.name} imports {root}"
+        foreign = top_level_imports(path) - sys.stdlib_module_names - {"ase_equinn"}
+        missing = {distribution.get(name, name) for name in foreign} - requirements()
+        assert not missing, path.name
 
 
 def test_constraints_cover_every_requirement():
-    """Each requirement of setup.cfg, the test extra included, is pinned, so CI's versions are the ones written down."""
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    config = setup_cfg()
-    extras = {name: text for name, text in config["options.extras_require"].items() if name != "cluster"}
-    lines = "\n".join([config["options"]["install_requires"], *extras.values()]).splitlines()
-    needed = {line.split(">")[0].strip().lower() for line in lines if line.strip() and line[0] not in "#a "}
-    needed |= {"ase"}
-    assert {"numpy", "torch", "pytest"} <= needed
-    assert not needed - pinned
+    """Each requirement, those of the test extra included, is pinned: the versions that CI runs with are written down."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(line.count("==") == 1 for line in lines)
+    pinned = {line.split("==")[0].lower() for line in lines}
+    needed = set().union(*(requirements(extra) for extra in ("", "train", "plot", "phonons", "pymatgen", "test")))
+    assert {"numpy", "torch", "pytest", "lightning"} <= needed
+    assert not needed - {"ase-equinn", "ase_equinn"} - pinned
 
 
 def test_console_script_and_ase_entry_point():
@@ -106,18 +113,27 @@ def potential_files(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """A wheel built from a copy of the tracked files with the setuptools that is installed here: no network."""
-    pytest.importorskip("setuptools", minversion="64", reason="no setuptools to build with")
-    source = tmp_path_factory.mktemp("source")
+def source(tmp_path_factory) -> Path:
+    """A copy of what a build reads, so that building leaves nothing behind in the checkout."""
+    folder = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+        shutil.copy(ROOT / name, folder)
     for name in ("ase_equinn", "potentials"):
-        shutil.copytree(ROOT / name, source / name)
-    code = "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
+        shutil.copytree(ROOT / name, folder / name)
+    return folder
+
+
+def build(source: Path, kind: str) -> Path:
+    """Builds with the setuptools installed here, as pip does, but without network."""
+    code = f"from setuptools.build_meta import build_{kind} as build; build('{kind}')"
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
-    (path,) = (source / "dist").glob("*.whl")
+    (path,) = (source / kind).glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(source) -> Path:
+    return build(source, "wheel")
 
 
 def test_wheel_holds_every_module_and_every_potential(wheel):
@@ -134,13 +150,30 @@ def test_installed_package_holds_the_potentials():
     assert potential_files(ROOT / "potentials") <= potential_files(Path(out))
 
 
+LIST_SHIPPED = """
+import ase_equinn.potential as p
+print(p.__file__)
+print(*sorted(p.shipped_potentials()))
+"""
+
+
+def shipped() -> set[str]:
+    return {path.parent.name for path in (ROOT / "potentials").glob("*/model.safetensors")}
+
+
 def test_wheel_works_from_anywhere(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import ase_equinn.potential as p\n"
-        "print(p.__file__); print(*sorted(p.shipped_potentials()))"
-    )
-    place, names = (run(code, "-I").stdout + "\n").split("\n")[:2]
+    place, names = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + LIST_SHIPPED, "-I").stdout.split("\n")[:2]
     assert place.startswith(str(tmp_path))
-    assert set(names.split()) == {path.parent.name for path in (ROOT / "potentials").glob("*/model.safetensors")}
+    assert set(names.split()) == shipped()
+
+
+def test_editable_install_keeps_the_potentials(source, tmp_path):
+    """An editable wheel is a .pth file and an import hook; site.addsitedir runs it as an installation would."""
+    zipfile.ZipFile(build(source, "editable")).extractall(tmp_path)
+    # -S keeps the environment's site-packages, and the package in it, out; its plain path comes last, for numpy and co.
+    purelib = sysconfig.get_path("purelib")
+    code = f"import site, sys; site.addsitedir({str(tmp_path)!r}); sys.path.append({purelib!r})"
+    place, names = run(code + LIST_SHIPPED, "-S").stdout.split("\n")[:2]
+    assert place.startswith(str(source))
+    assert set(names.split()) == shipped()
