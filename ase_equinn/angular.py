@@ -1,0 +1,130 @@
+"""Angular functions: real spherical harmonics and Legendre polynomials.
+
+The harmonics are polynomials in the components of a direction, in the basis of irreps.py: order m = -l..l, polar axis y,
+l = 1 is sqrt(3) (x, y, z). In spherical coordinates with u = (sin(theta) sin(phi), cos(theta), sin(theta) cos(phi)) they
+are ``N_lm P_l^|m|(cos theta)`` times sin(|m| phi) for m < 0 and cos(m phi) for m >= 0, without Condon-Shortley phase.
+Component normalisation: the squares of the 2l+1 components of one degree add up to 2l+1.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import inf, sqrt
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ase_equinn.irreps import clebsch_gordan
+
+LMAX = 8
+
+
+def check_lmax(name: str, lmax: int, most: int = LMAX) -> int:
+    """The degree as an int, if it is an integer from 0 to most; ValueError with the received value otherwise."""
+    if isinstance(lmax, bool) or not isinstance(lmax, Integral) or not 0 <= lmax <= most:
+        raise ValueError(f"{name}: lmax must be an integer from 0 to {most}, got {lmax!r}")
+    return int(lmax)
+
+
+def spherical_harmonics(lmax: int, vectors: Tensor, normalize: bool = True) -> Tensor:
+    """Real spherical harmonics of degree 0 to lmax: ``sum_m Y_lm(r)^2 = 2l+1``, e3nn's basis, order and signs.
+
+    Degrees 0 to 2 are one product of (1, r) (x) (1, r) with a constant matrix; each further degree is
+    ``Y_{l+1} = C (Y_l (x) r)``, C the coupling l x 1 -> l+1. So all are homogeneous polynomials of degree l.
+
+    Args:
+        lmax: highest degree, 0 to 8.
+        vectors: (..., 3), any length.
+        normalize: divide by the length first. If False, the result is |r|^l times that of the direction.
+
+    Returns:
+        (..., (lmax+1)^2) with the dtype of vectors; twice differentiable. A vector of length 0 gives 1 for l = 0 and 0
+        with zero gradient for l > 0.
+
+    Raises:
+        ValueError: lmax outside 0..8, or vectors not floating point of shape (..., 3), with the received value.
+
+    Source: the recurrence is e3nn's (arXiv:2207.09453, section on spherical harmonics), here on stacked components.
+    """
+    lmax = check_lmax("spherical_harmonics", lmax)
+    if vectors.dim() < 1 or vectors.shape[-1] != 3 or not vectors.is_floating_point():
+        raise ValueError(
+            f"spherical_harmonics: expected floating-point vectors of shape (..., 3), "
+            f"got {vectors.dtype} of shape {tuple(vectors.shape)}"
+        )
+    if lmax == 0:
+        return torch.nn.functional.pad(vectors[..., :0], (1, 0), value=1.0)
+    u = _unit(vectors) if normalize else vectors
+    if lmax == 1:
+        return torch.nn.functional.pad(sqrt(3) * u, (1, 0), value=1.0)
+    u1 = torch.nn.functional.pad(u, (1, 0), value=1.0)
+    out = [_product(u1, u1) @ _matrix(1, u)]
+    y = out[0][..., 4:]
+    for l in range(2, lmax):  # noqa: E741
+        y = _product(y, u) @ _matrix(l, u)
+        out.append(y)
+    return out[0] if lmax == 2 else torch.cat(out, dim=-1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors divided by their length; 0 with zero derivatives where the length is 0 (1/sqrt(inf) = 0)."""
+    squares = vectors.square().sum(-1, keepdim=True)
+    return vectors * squares.masked_fill(squares == 0, inf).rsqrt()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)
+
+
+def _matrix(l: int, like: Tensor) -> Tensor:  # noqa: E741
+    """The constant matrix of one step, in the dtype and on the device of a tensor, from the cache."""
+    # A tracer's symbolic tensor must neither meet a cached real constant nor leave its own in the cache.
+    build = _constant if type(like) is Tensor else _constant.__wrapped__
+    return build(l, like.dtype, like.device)
+
+
+@lru_cache(maxsize=None)
+def _constant(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: E741
+    with torch.inference_mode(False):  # a constant born in inference mode could never be used in training
+        return torch.as_tensor(_first_degrees() if l == 1 else _raise_degree(l), dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=None)
+def _raise_degree(l: int) -> np.ndarray:  # noqa: E741
+    """(3(2l+1), 2l+3): Y_{l+1} = (Y_l (x) u) @ this, scaled to be sqrt(2l+3) on the polar axis."""
+    coupling = clebsch_gordan(l, 1, l + 1)
+    scale = sqrt((2 * l + 3) / (2 * l + 1)) / coupling[l, 1, l + 1]
+    return (scale * coupling).reshape(3 * (2 * l + 1), 2 * l + 3)
+
+
+def _first_degrees() -> np.ndarray:
+    """(16, 9): Y_0..Y_2 = ((1, u) (x) (1, u)) @ this."""
+    out = np.zeros((4, 4, 9))
+    out[0, 0, 0] = 1.0
+    out[0, 1:, 1:4] = sqrt(3) * np.eye(3)
+    out[1:, 1:, 4:] = sqrt(3) * _raise_degree(1).reshape(3, 3, 5)
+    return out.reshape(16, 9)
+
+
+def legendre(lmax: int, cos: Tensor) -> Tensor:
+    """Legendre polynomials P_0 to P_lmax, with ``P_l(1) = 1``, by ``(l+1) P_{l+1} = (2l+1) x P_l - l P_{l-1}``.
+
+    Args:
+        lmax: highest degree, >= 0.
+        cos: cosines of angles, any shape (...).
+
+    Returns:
+        (..., lmax+1) with the dtype of cos; a polynomial, so any value of cos is allowed.
+
+    Raises:
+        ValueError: lmax negative or no integer, with the received value.
+
+    Source: NIST Digital Library of Mathematical Functions, 18.9.1 with table 18.9.1 (Legendre).
+    """
+    lmax = check_lmax("legendre", lmax, most=1000)
+    terms = [torch.ones_like(cos), cos]
+    for l in range(1, lmax):  # noqa: E741
+        terms.append(((2 * l + 1) * cos * terms[-1] - l * terms[-2]) / (l + 1))
+    return torch.stack(terms[: lmax + 1], dim=-1)
