@@ -1,0 +1,50 @@
+"""The training loss: energy per atom, force components and virial per atom.
+
+    loss = c_E sum_g w_g L(dE_g / n_g) / G  +  c_F sum_ic w_i L(dF_ic) / 3N  +  c_W sum_g,ab w_g L(dW_g,ab / n_g) / 9G
+
+over the G structures and N atoms of a batch, in eV/atom, eV/A and eV/atom; w is the frame's weight, zero where the label
+is missing. L(x) = x^2 (mse), or that up to |x| = delta and 2 delta |x| - delta^2 beyond (huber, twice the textbook's).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .data_batches import Batch
+from .derivatives import Derivatives
+from .train_config import LossConfig
+
+
+class Residuals(NamedTuple):
+    """Predicted minus reference, float64."""
+
+    energy: Tensor  # (g,) eV/atom
+    forces: Tensor  # (n, 3) eV/A
+    virial: Tensor  # (g, 3, 3) eV/atom
+
+
+def residuals(batch: Batch, result: Derivatives) -> Residuals:
+    """The differences that the loss is made of; those without a label are meaningless and have weight zero."""
+    return Residuals(
+        (result.energy - batch.energy) / batch.n_atoms,
+        result.forces - batch.forces,
+        (result.virial - batch.virial) / batch.n_atoms[:, None, None],
+    )
+
+
+def loss(config: LossConfig, batch: Batch, difference: Residuals) -> Tensor:
+    """The scalar loss of a batch, float64."""
+    energy = (batch.energy_weight * penalty(config, difference.energy)).mean()
+    forces = (batch.force_weight * penalty(config, difference.forces)).mean()
+    virial = (batch.virial_weight[:, None, None] * penalty(config, difference.virial)).mean()
+    return config.energy * energy + config.forces * forces + config.virial * virial
+
+
+def penalty(config: LossConfig, x: Tensor) -> Tensor:
+    """L(x), element by element."""
+    if config.kind == "mse":
+        return x.square()
+    return 2 * torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="none", delta=config.huber_delta)
