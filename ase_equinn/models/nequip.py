@@ -1,0 +1,128 @@
+"""NequIP: an equivariant message-passing network."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import Graph
+from ..irreps import Irreps
+from ..nn import Gate, Linear, RadialNetwork, SpeciesIndex
+from ..ops.conv import ConvPaths, conv
+from ..radial import BASES, polynomial_envelope
+
+
+class Interaction(nn.Module):
+    """One layer: x_i' = Gate( Linear(conv(Linear(x)))/sqrt(n) + SelfConnection_species(x_i) )."""
+
+    def __init__(self, irreps_in: Irreps, irreps_out: Irreps, lmax: int, radial, n_species: int, avg_num_neighbors: float):
+        super().__init__()
+        self.linear_in = Linear(irreps_in, irreps_in)
+        reachable = ConvPaths(irreps_in, lmax, irreps_out).irreps_out
+        self.gate = Gate([term for term in irreps_out if reachable.count(term.l, term.p)])
+        self.paths = ConvPaths(irreps_in, lmax, self.gate.irreps_in)
+        self.radial = radial(self.paths.n_weights)
+        self.linear_out = Linear(self.paths.irreps_out, self.gate.irreps_in)
+        shared = [term for term in self.gate.irreps_in if irreps_in.count(term.l, term.p)]
+        self.self_connection = Linear(irreps_in, shared, n_species)
+        self.irreps_out, self.avg_num_neighbors = self.gate.irreps_out, avg_num_neighbors
+
+    def forward(self, x: list[Tensor], vectors: Tensor, graph: Graph, species: Tensor) -> list[Tensor]:
+        messages = conv(self.paths, self.linear_in(x), vectors, self.radial, graph)
+        update = self.linear_out([block / self.avg_num_neighbors**0.5 for block in messages])
+        own = {term[1:]: b for term, b in zip(self.self_connection.irreps_out, self.self_connection(x, species))}
+        return self.gate([b + own[term[1:]] if term[1:] in own else b for term, b in zip(self.gate.irreps_in, update)])
+
+
+class NequIP(nn.Module):
+    """Neural equivariant interatomic potential: features of degree l interact through tensor products with Y(r_ij).
+
+    Batzner, Musaelian, Sun, Geiger, Mailoa, Kornbluth, Molinari, Smidt, Kozinsky, "E(3)-equivariant graph neural
+    networks for data-efficient and accurate interatomic potentials", Nat. Commun. 13, 2453 (2022).
+
+    The last layer keeps scalars only: nothing else can reach the energy.
+
+    Args:
+        species: atomic numbers.
+        cutoff: A.
+        avg_num_neighbors: mean number of neighbours in the training set; messages are divided by its square root.
+        n_layers: interaction layers, >= 1.
+        irreps_hidden: features between layers, e.g. "64x0e+32x1o+16x2e"; odd scalars and even vectors ("32x0o+32x1e")
+            make the network see more couplings. The multiplicity of 0e is the width of the embedding and the readout.
+        lmax: highest degree of the spherical harmonics; None: that of irreps_hidden.
+        n_basis, basis: size and name (see radial.BASES) of the radial basis.
+        radial_mlp: hidden widths of the radial network.
+        envelope_power: p of the polynomial envelope.
+
+    Raises:
+        ValueError: no 0e in irreps_hidden, n_layers < 1, cutoff <= 0, ..., with the value.
+    """
+
+    def __init__(
+        self,
+        species: Sequence[int],
+        cutoff: float,
+        avg_num_neighbors: float = 1.0,
+        n_layers: int = 2,
+        irreps_hidden: str = "64x0e+32x1o+16x2e",
+        lmax: int | None = None,
+        n_basis: int = 8,
+        basis: str = "bessel",
+        radial_mlp: Sequence[int] = (64,),
+        envelope_power: int = 6,
+    ):
+        super().__init__()
+        hidden = Irreps(irreps_hidden).simplify()
+        lmax = hidden.lmax if lmax is None else lmax
+        _check(hidden, cutoff, avg_num_neighbors, n_layers, lmax, basis)
+        self.index = SpeciesIndex(species)
+        self.species, self.cutoff = self.index.species, float(cutoff)
+        self.hyperparameters = dict(
+            species=list(self.species), cutoff=float(cutoff), avg_num_neighbors=float(avg_num_neighbors),
+            n_layers=n_layers, irreps_hidden=str(hidden), lmax=lmax, n_basis=n_basis, basis=basis,
+            radial_mlp=list(radial_mlp), envelope_power=envelope_power,
+        )  # fmt: skip
+
+        def radial(n_out: int) -> RadialNetwork:
+            envelope = partial(polynomial_envelope, cutoff=self.cutoff, p=envelope_power)
+            return RadialNetwork(BASES[basis](n_basis, self.cutoff), envelope, radial_mlp, n_out)
+
+        scalars = Irreps([(hidden.count(0, 1), 0, 1)])
+        self.embedding = nn.Parameter(torch.randn(len(self.species), scalars.dim))
+        layers, irreps = [], scalars
+        for k in range(n_layers):
+            target = hidden if k < n_layers - 1 else scalars
+            layers.append(Interaction(irreps, target, lmax, radial, len(self.species), float(avg_num_neighbors)))
+            irreps = layers[-1].irreps_out
+        self.layers = nn.ModuleList(layers)
+        self.readout = Linear(scalars, Irreps("1x0e"))
+
+    def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
+        """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
+        return self.readout([self.descriptors(graph, vectors)[:, None]])[0].flatten()
+
+    def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
+        """The invariant features (n_atoms, n_channels) before the readout."""
+        species = self.index(graph.numbers)
+        x = [self.embedding.index_select(0, species)[:, None]]
+        for layer in self.layers:
+            x = layer(x, vectors, graph, species)
+        return x[0][:, 0]
+
+
+def _check(hidden: Irreps, cutoff: float, avg_num_neighbors: float, n_layers: int, lmax: int, basis: str) -> None:
+    if not hidden.count(0, 1):
+        raise ValueError(f"NequIP: irreps_hidden must contain even scalars (0e), got {str(hidden)!r}")
+    if not cutoff > 0:
+        raise ValueError(f"NequIP: cutoff must be positive, got {cutoff}")
+    if not avg_num_neighbors > 0:
+        raise ValueError(f"NequIP: avg_num_neighbors must be positive, got {avg_num_neighbors}")
+    if n_layers < 1:
+        raise ValueError(f"NequIP: n_layers must be at least 1, got {n_layers}")
+    if lmax < 0:
+        raise ValueError(f"NequIP: lmax must not be negative, got {lmax}")
+    if basis not in BASES:
+        raise ValueError(f"NequIP: basis must be one of {sorted(BASES)}, got {basis!r}")
