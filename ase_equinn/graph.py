@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from ase_equinn.neighbors import NeighborList, complete_cell, pair_vectors
+from ase_equinn.neighbors import NeighborList, complete_cell, pair_components
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -117,9 +117,9 @@ def edge_vectors(graph: Graph, positions: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"positions must be float64 of shape ({len(graph.numbers)}, 3), got {positions.dtype} {tuple(positions.shape)}"
         )
-    counts = graph.shift.T.to(torch.float64)
+    counts = graph.shift.T.to(torch.float64, memory_format=torch.contiguous_format)
     cell = graph.cell[0] if graph.n_graphs == 1 else graph.cell[graph.batch[graph.edge_index[0]]].permute(1, 2, 0)
-    return pair_vectors(positions, graph.edge_index, counts, cell).T.contiguous()
+    return torch.stack(pair_components(positions, graph.edge_index, counts, cell), dim=1)
 
 
 def check_atoms(atoms: Atoms, species: Sequence[int] | None = None) -> None:
@@ -162,8 +162,13 @@ def check_coincident(graph: Graph, vectors: torch.Tensor) -> None:
     square, edge = vectors.detach().square().sum(1).min(0)
     distance = square.sqrt().item()
     if distance < COINCIDENT:
-        i, j = graph.edge_index[:, edge].tolist()
-        raise ValueError(f"atoms {i} and {j} are {distance:.3g} A apart (less than {COINCIDENT:g} A)")
+        i, j = graph.edge_index[:, edge]
+        structure = int(graph.batch[i])
+        first = int((graph.batch < structure).sum())
+        where = f" of structure {structure}" if graph.n_graphs > 1 else ""
+        raise ValueError(
+            f"atoms {int(i) - first} and {int(j) - first}{where} are {distance:.3g} A apart; at least {COINCIDENT:g} A needed"
+        )
 
 
 def _check_type(atoms) -> None:

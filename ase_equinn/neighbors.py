@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ase_equinn import neighbor_backends
-
-BACKENDS = {"vesin": neighbor_backends.vesin_pairs, "torch_cluster": neighbor_backends.torch_cluster_pairs}
-_FLAT = 1e-8  # periodic vectors whose volume is below this fraction of the product of their lengths are degenerate
+BACKENDS = ("vesin", "torch_cluster")
+_FLAT = 1e-8  # periodic cell vectors scaled to unit length that span less than this are degenerate
+_MAX_CELLS = 2**29  # atoms farther than this many cells from the origin would overflow the int32 shifts
+_CHUNK = 2**24  # torch-cluster allocates queries x candidates integers at once on CUDA
 
 
 class Pairs(NamedTuple):
@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
 
 
 class _Built(NamedTuple):
-    """What the last build saw (reference positions, frame) and found (all pairs within cutoff + skin)."""
+    """What the last build saw, and all pairs within cutoff + skin."""
 
     positions: torch.Tensor  # (n, 3) float64, a copy
     pbc: np.ndarray  # (3,) bool
@@ -35,36 +35,7 @@ class _Built(NamedTuple):
     inverse: np.ndarray  # its inverse
     edge_index: torch.Tensor  # (2, E) int64
     shift: torch.Tensor  # (E, 3) int32
-    counts: torch.Tensor  # (3, E) float64: the transpose of shift
-
-
-def complete_cell(cell, pbc) -> np.ndarray:
-    """The non-periodic rows of a cell do not matter: they come back as unit vectors orthogonal to all other rows.
-
-    Args:
-        cell: (3, 3) A, rows are cell vectors; rows without periodicity may be anything finite.
-        pbc: (3,) bool.
-    Returns:
-        (3, 3) float64, invertible.
-    Raises:
-        ValueError: for a cell that is not finite, or periodic vectors without length, area or volume.
-    """
-    cell, pbc = np.asarray(cell, dtype=np.float64), np.asarray(pbc, dtype=bool)
-    if not np.isfinite(cell).all():
-        raise ValueError(f"the cell is not finite: {cell.tolist()}")
-    periodic = cell[pbc]
-    lengths = np.linalg.norm(periodic, axis=1)
-    if not lengths.all():
-        direction = np.flatnonzero(pbc)[lengths == 0][0]
-        raise ValueError(f"pbc is {pbc.tolist()}, but cell vector {direction} is zero: cell = {cell.tolist()}")
-    frame = cell.copy()
-    if not pbc.all():
-        frame[~pbc] = np.linalg.svd(np.concatenate([periodic, np.zeros((1, 3))]))[2][len(periodic) :]
-    with np.errstate(over="ignore"):
-        volume = abs(np.linalg.det(frame)) / np.prod(lengths)
-    if not volume > _FLAT:
-        raise ValueError(f"pbc is {pbc.tolist()}, but the periodic cell vectors span no volume: cell = {cell.tolist()}")
-    return frame
+    counts: torch.Tensor  # (3, E) float64: shift transposed
 
 
 class NeighborList:
@@ -72,13 +43,13 @@ class NeighborList:
 
     Pairs within cutoff + skin are found once and filtered by |r_ij| < cutoff at each call. With h0 F = h (cells at the
     build and now) and u = r F^-1 - r0 less its mean, the list is kept while smax(F^-1) cutoff + 2 max|u| <= cutoff + skin:
-    v = r_j - r_i + S h gives v F^-1 = (r0_j - r0_i + S h0) + u_j - u_i, so |v| < cutoff implies that the
-    distance at the build was |v F^-1 - u_j + u_i| <= smax(F^-1) cutoff + 2 max|u|, that is, the pair is in the list.
+    v = r_j - r_i + S h gives v F^-1 = (r0_j - r0_i + S h0) + u_j - u_i, so for |v| < cutoff the distance at the build
+    was |v F^-1 - u_j + u_i| <= smax(F^-1) cutoff + 2 max|u| <= cutoff + skin: the pair is in the list.
 
-    Uniform drift and a straining cell with the atoms moving along therefore cost no rebuild.
+    So neither uniform drift nor a cell that strains with its atoms costs a rebuild before the skin is used up.
 
     Args:
-        cutoff: A, pairs at exactly this distance are excluded.
+        cutoff: A; pairs at exactly this distance are excluded.
         skin: A, >= 0.
         backend: "vesin", or "torch_cluster" (an optional package).
     Raises:
@@ -91,9 +62,9 @@ class NeighborList:
         if not (np.isfinite(skin) and skin >= 0):
             raise ValueError(f"skin must be zero or a positive number of A, got {skin!r}")
         if backend not in BACKENDS:
-            raise ValueError(f"neighbour list back end must be one of {sorted(BACKENDS)}, got {backend!r}")
+            raise ValueError(f"the neighbour list back end must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self.cutoff, self.skin, self.backend = float(cutoff), float(skin), backend
-        self.n_builds = 0  # how often the list was built, for timings
+        self.n_builds = 0  # how often pairs were searched anew
         self._built: _Built | None = None
 
     def update(self, positions, cell, pbc) -> Pairs:
@@ -101,7 +72,7 @@ class NeighborList:
 
         Args:
             positions: (n, 3) A, torch or numpy; wrapped or not. Distances are formed in float64.
-            cell: (3, 3) A, torch or numpy.
+            cell: (3, 3) A, torch or numpy; rows without periodicity are ignored.
             pbc: bool or (3,) bool.
         Raises:
             ValueError: for a wrong shape, a position that is not finite (naming the atom), a degenerate periodic cell.
@@ -112,32 +83,34 @@ class NeighborList:
             self._built = self._build(positions, cell, pbc)
             self.n_builds += 1
         built = self._built
-        vectors = pair_vectors(positions, built.edge_index, built.counts, cell.tolist())
-        keep = (vectors.square().sum(0) < self.cutoff**2).nonzero()[:, 0]
+        x, y, z = pair_components(positions, built.edge_index, built.counts, cell.tolist())
+        keep = (x * x + y * y + z * z < self.cutoff**2).nonzero()[:, 0]
         i = built.edge_index[0].index_select(0, keep)
         edge_index = torch.stack([i, built.edge_index[1].index_select(0, keep)])
         row_ptr = torch.searchsorted(i, torch.arange(len(positions) + 1, device=i.device))
         return Pairs(edge_index, built.shift.index_select(0, keep), row_ptr)
 
     def _is_valid(self, positions: torch.Tensor, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        """Whether the bound of the class docstring holds. False for input that `_build` will refuse."""
         built = self._built
-        if built is None or len(positions) != len(built.positions) or positions.device != built.positions.device:
+        if built is None or positions.shape != built.positions.shape or positions.device != built.positions.device:
             return False
         if not np.array_equal(pbc, built.pbc) or not np.isfinite(cell).all():
             return False
         stretch, scaled = 1.0, positions
-        if not np.array_equal(cell[pbc], built.frame[pbc]):
-            deformation = np.eye(3) + built.inverse[:, pbc] @ (cell[pbc] - built.frame[pbc])
+        change = cell[pbc] - built.frame[pbc]
+        if change.any():
+            deformation = np.eye(3) + built.inverse[:, pbc] @ change  # F = 1 where no direction is periodic
             smallest = np.linalg.svd(deformation, compute_uv=False)[-1]
             if smallest * (self.cutoff + self.skin) < self.cutoff:
                 return False
             stretch = 1.0 / smallest
             scaled = positions @ torch.from_numpy(np.linalg.inv(deformation)).to(positions.device)
-        if len(positions) == 0:
+        if not len(positions):
             return True
         moved = scaled - built.positions
         moved -= moved.mean(0)
-        farthest = moved.square().sum(1).max().sqrt().item()  # NaN positions fail the comparison and reach _build
+        farthest = moved.square().sum(1).max().sqrt().item()  # NaN fails the comparison
         return stretch * self.cutoff + 2 * farthest <= self.cutoff + self.skin
 
     def _build(self, positions: torch.Tensor, cell: np.ndarray, pbc: np.ndarray) -> _Built:
@@ -148,12 +121,13 @@ class NeighborList:
             raise ValueError(f"the position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}")
         wrapped, count = _wrap(positions, frame, inverse, pbc)
         size = positions.abs().max().item() if len(positions) else 0.0
-        radius = self.cutoff + self.skin + 1e-9 + 1e-14 * size  # round-off, also of far-away positions, loses no pair
-        edge_index, shift = BACKENDS[self.backend](wrapped, frame, pbc, radius)
+        radius = self.cutoff + self.skin + 1e-9 + 1e-14 * size  # round-off loses no pair, far from the origin neither
+        search = _vesin_pairs if self.backend == "vesin" else _torch_cluster_pairs
+        edge_index, shift = search(wrapped, frame, pbc, radius)
         order = torch.argsort(_canonical_key(edge_index, shift, len(positions)))
         edge_index, shift = edge_index.index_select(1, order), shift.index_select(0, order)
         shift = shift + (count.index_select(0, edge_index[0]) - count.index_select(0, edge_index[1]))
-        counts = shift.to(torch.float64).T.contiguous()
+        counts = shift.T.to(torch.float64, memory_format=torch.contiguous_format)
         return _Built(positions.clone(), pbc, frame, inverse, edge_index, shift.to(torch.int32), counts)
 
 
@@ -174,49 +148,134 @@ def neighbor_list(positions, cell, pbc, cutoff: float, *, backend: str = "vesin"
     return NeighborList(cutoff, backend=backend).update(positions, cell, pbc)
 
 
-def pair_vectors(positions: torch.Tensor, edge_index: torch.Tensor, counts: torch.Tensor, cell) -> torch.Tensor:
-    """r_j - r_i + S @ cell, component by component, so that a pair's vector never depends on the other pairs.
+def complete_cell(cell, pbc) -> np.ndarray:
+    """An invertible cell: periodic rows as given, the others replaced by unit vectors orthogonal to all other rows.
 
     Args:
-        positions: (n, 3) float64. edge_index: (2, E). counts: (3, E) float64, S transposed.
-        cell: cell[a][x], numbers or (E,) tensors.
+        cell: (3, 3) A, rows are cell vectors.
+        pbc: (3,) bool.
     Returns:
-        (3, E) float64.
+        (3, 3) float64.
+    Raises:
+        ValueError: for a cell that is not finite, or periodic vectors that span no length, area or volume.
+    """
+    cell, pbc = np.asarray(cell, dtype=np.float64), np.asarray(pbc, dtype=bool)
+    if not np.isfinite(cell).all():
+        raise ValueError(f"the cell is not finite: {cell.tolist()}")
+    lengths = np.linalg.norm(cell[pbc], axis=1)
+    if not lengths.all():
+        direction = np.flatnonzero(pbc)[lengths == 0][0]
+        raise ValueError(f"pbc is {pbc.tolist()}, but cell vector {direction} is zero: cell = {cell.tolist()}")
+    frame = cell.copy()
+    frame[pbc] /= lengths[:, None]
+    if not pbc.all():
+        frame[~pbc] = 0.0
+        frame[~pbc] = np.linalg.svd(frame)[2][pbc.sum() :]  # the right singular vectors of singular value 0
+    if not abs(np.linalg.det(frame)) > _FLAT:
+        raise ValueError(f"pbc is {pbc.tolist()}, but the periodic cell vectors span no volume: cell = {cell.tolist()}")
+    frame[pbc] = cell[pbc]
+    return frame
+
+
+def pair_components(positions, edge_index, counts, cell) -> list[torch.Tensor]:
+    """x, y and z of r_j - r_i + S @ cell, formed elementwise so that a pair's numbers never depend on the other pairs.
+
+    Args:
+        positions: (n, 3) float64. edge_index: (2, E) int64. counts: (3, E) float64, S transposed.
+        cell: cell[a][x], each a number or (E,) float64.
+    Returns:
+        three (E,) float64.
     """
     difference = positions.index_select(0, edge_index[1]) - positions.index_select(0, edge_index[0])
-    shifts = [counts[0] * cell[0][x] + counts[1] * cell[1][x] + counts[2] * cell[2][x] for x in range(3)]
-    return difference.T + torch.stack(shifts)
+    a, b, c = counts
+    return [difference[:, x] + (a * cell[0][x] + b * cell[1][x] + c * cell[2][x]) for x in range(3)]
 
 
 def _inputs(positions, cell, pbc) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     positions = torch.as_tensor(positions).detach().to(torch.float64)
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise ValueError(f"positions must have the shape (n, 3), got {tuple(positions.shape)}")
-    cell, pbc = (x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.array(x) for x in (cell, pbc))
+    cell, pbc = (x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in (cell, pbc))
     if cell.shape != (3, 3):
         raise ValueError(f"the cell must have the shape (3, 3), got {cell.shape}")
-    if pbc.shape not in ((), (1,), (3,)):
+    if pbc.shape not in ((), (3,)):
         raise ValueError(f"pbc must be one bool or three, got {pbc.tolist()}")
-    return positions, cell.astype(np.float64), np.broadcast_to(pbc.astype(bool), 3)
+    return positions, cell.astype(np.float64), np.zeros(3, dtype=bool) | pbc.astype(bool)
 
 
 def _wrap(positions, frame, inverse, pbc) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions moved into the cell (to begin at 0 in non-periodic directions) and the whole cells taken off each."""
+    """Positions moved into the cell in its periodic directions, and how many cell vectors were taken off each atom."""
     device = positions.device
-    count = torch.floor(positions @ torch.from_numpy(inverse).to(device)) * torch.from_numpy(pbc.copy()).to(device)
-    if len(count) and count.abs().max().item() > 2**29:
+    scaled = positions @ torch.from_numpy(inverse).to(device)
+    count = torch.floor(scaled) * torch.from_numpy(pbc).to(device)
+    if len(count) and count.abs().max().item() > _MAX_CELLS:
         atom = count.abs().amax(1).argmax().item()
         raise ValueError(f"atom {atom} is too many cells away from the origin: {positions[atom].tolist()}")
-    wrapped = positions - count @ torch.from_numpy(frame).to(device)
-    return wrapped, count.to(torch.int64)
+    return positions - count @ torch.from_numpy(frame).to(device), count.to(torch.int64)
 
 
 def _canonical_key(edge_index: torch.Tensor, shift: torch.Tensor, n_atoms: int) -> torch.Tensor:
-    """One int64 per pair, ascending in (i, j, S). (Shifts of wrapped atoms are small; any list that fits into memory fits.)"""
+    """One number a pair, ascending in (i, j, S); 63 bits are plenty for shifts between wrapped atoms."""
     key = edge_index[0] * n_atoms + edge_index[1]
-    if key.numel() == 0:
-        return key
-    low, high = shift.amin(0).tolist(), shift.amax(0).tolist()
-    for axis in range(3):
-        key = key * (high[axis] - low[axis] + 1) + (shift[:, axis] - low[axis])
+    if len(shift):
+        low = shift.amin(0)
+        for axis, width in enumerate((shift.amax(0) - low + 1).tolist()):
+            key = key * width + (shift[:, axis] - low[axis])
     return key
+
+
+# The searches below take wrapped atoms and a completed cell and return, in any order, edge_index (2, E) and S (E, 3), int64.
+
+
+def _vesin_pairs(positions, cell, pbc, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pairs within a radius by vesin's cell lists: O(n). Source: https://github.com/luthaf/vesin"""
+    from vesin import NeighborList as Vesin
+
+    device = positions.device
+    if not pbc.all() and len(positions):  # the box ends where the atoms end in directions without periodicity
+        axes = torch.from_numpy(cell[~pbc]).to(device)
+        heights = positions @ axes.T
+        low = heights.amin(0)
+        positions = positions - low @ axes
+        cell = cell.copy()
+        cell[~pbc] *= np.maximum((heights.amax(0) - low).cpu().numpy(), 1.0)[:, None]
+    search = Vesin(cutoff=radius, full_list=True)
+    if device.type == "cpu":
+        pairs, shift = search.compute(positions.numpy(), cell, pbc, "PS")
+        return torch.from_numpy(pairs.T.astype(np.int64, order="C")), torch.from_numpy(shift).to(torch.int64)
+    cell, pbc = torch.from_numpy(cell).to(device), torch.from_numpy(pbc).to(device)
+    pairs, shift = search.compute(positions, cell, pbc, "PS")
+    return pairs.view(torch.int64).T.contiguous(), shift.to(torch.int64)
+
+
+def _torch_cluster_pairs(positions, cell, pbc, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pairs within a radius of the atoms and their periodic images, written out explicitly, by torch_cluster.radius."""
+    try:
+        from torch_cluster import radius as within
+    except ImportError as error:
+        raise ImportError(
+            'neighbors="torch_cluster" needs the torch-cluster package. With torch installed already (this compiles for '
+            'minutes): pip install torch-cluster --no-build-isolation. The default, "vesin", needs nothing more.'
+        ) from error
+    device, n_atoms = positions.device, len(positions)
+    if not n_atoms:
+        return torch.zeros((2, 0), dtype=torch.int64, device=device), torch.zeros((0, 3), dtype=torch.int64, device=device)
+    inverse = np.linalg.inv(cell)
+    reach = radius * np.linalg.norm(inverse, axis=0)  # the radius in units of the cell's heights
+    images = [torch.arange(-m, m + 1, device=device) for m in np.where(pbc, np.floor(reach + 1), 0).astype(int)]
+    images = torch.cartesian_prod(*images)
+    scaled = positions @ torch.from_numpy(inverse).to(device)
+    reach = torch.from_numpy(reach).to(device)
+    outside = [(scaled[:, x] + images[:, x, None] < scaled[:, x].min() - reach[x]) for x in range(3)]
+    outside += [(scaled[:, x] + images[:, x, None] > scaled[:, x].max() + reach[x]) for x in range(3)]
+    image, atom = torch.stack(outside).any(0).logical_not().nonzero().unbind(1)
+    points = positions[atom] + images[image].to(torch.float64) @ torch.from_numpy(cell).to(device)
+    chunk = n_atoms if device.type == "cpu" else max(1, _CHUNK // len(points))
+    found = []
+    for start in range(0, n_atoms, chunk):
+        i, point = within(points, positions[start : start + chunk], radius, max_num_neighbors=len(points))
+        found.append(torch.stack([i + start, point]))
+    i, point = torch.cat(found, dim=1)
+    edge_index, shift = torch.stack([i, atom[point]]), images[image[point]]
+    keep = (edge_index[0] != edge_index[1]) | shift.any(1)
+    return edge_index[:, keep], shift[keep]
