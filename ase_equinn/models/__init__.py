@@ -1,0 +1,1 @@
+"""One architecture a file; every one passes tests/contract.py."""
