@@ -25,9 +25,10 @@ def test_last_layer_keeps_scalars_only():
     assert [str(layer.irreps_out) for layer in model.layers] == ["8x0e+4x1o", "8x0e+4x1o", "8x0e"]
 
 
-def test_first_layer_drops_irreps_that_cannot_be_reached():
-    model = NequIP((14,), 5.0, irreps_hidden="8x0e+4x0o+4x1o+4x1e", n_layers=3)
-    assert [str(layer.irreps_out) for layer in model.layers] == ["8x0e+4x1o", "8x0e+4x1o+4x1e", "8x0e"]
+def test_layers_drop_irreps_that_cannot_be_reached_or_cannot_reach_the_energy():
+    model = NequIP((14,), 5.0, irreps_hidden="8x0e+4x0o+4x1o+4x1e", n_layers=4)
+    expected = ["8x0e+4x1o", "8x0e+4x1e+4x1o", "8x0e+4x1o", "8x0e"]  # 0o needs 1e and 1o before, and one more layer after
+    assert [str(layer.irreps_out) for layer in model.layers] == expected
 
 
 @pytest.mark.parametrize(

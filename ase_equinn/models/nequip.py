@@ -43,7 +43,7 @@ class NequIP(nn.Module):
     Batzner, Musaelian, Sun, Geiger, Mailoa, Kornbluth, Molinari, Smidt, Kozinsky, "E(3)-equivariant graph neural
     networks for data-efficient and accurate interatomic potentials", Nat. Commun. 13, 2453 (2022).
 
-    The last layer keeps scalars only: nothing else can reach the energy.
+    A layer keeps only the irreps that can still reach the energy: scalars in the last one, natural parity before it.
 
     Args:
         species: atomic numbers.
@@ -93,8 +93,7 @@ class NequIP(nn.Module):
         scalars = Irreps([(hidden.count(0, 1), 0, 1)])
         self.embedding = nn.Parameter(torch.randn(len(self.species), scalars.dim))
         layers, irreps = [], scalars
-        for k in range(n_layers):
-            target = hidden if k < n_layers - 1 else scalars
+        for target in _layer_irreps(hidden, lmax, n_layers):
             layers.append(Interaction(irreps, target, lmax, radial, len(self.species), float(avg_num_neighbors)))
             irreps = layers[-1].irreps_out
         self.layers = nn.ModuleList(layers)
@@ -111,6 +110,18 @@ class NequIP(nn.Module):
         for layer in self.layers:
             x = layer(x, vectors, graph, species)
         return x[0][:, 0]
+
+
+def _layer_irreps(hidden: Irreps, lmax: int, n_layers: int) -> list[Irreps]:
+    """What each layer puts out: of the hidden irreps those that a later layer can turn into the energy."""
+    wanted = Irreps([(hidden.count(0, 1), 0, 1)])
+    targets = [wanted]
+    for _ in range(n_layers - 1):
+        used = ConvPaths(hidden, lmax, wanted).paths
+        kept = {hidden[path.i_in] for path in used} | set(wanted)
+        wanted = Irreps([term for term in hidden if term in kept])
+        targets.insert(0, wanted)
+    return targets
 
 
 def _check(hidden: Irreps, cutoff: float, avg_num_neighbors: float, n_layers: int, lmax: int, basis: str) -> None:
