@@ -1,0 +1,65 @@
+"""ASE's results of one potential, their mean over a committee, and the refusal of what is not finite."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ase_equinn.derivatives import derivatives, energy_only
+from ase_equinn.graph import Graph
+from ase_equinn.potential import Potential
+
+STD = {"energy": "energy_std", "forces": "forces_std", "stress": "stress_std"}  # what a committee adds
+PER_ATOM = ("energies", "forces", "stresses", "forces_std", "descriptors")
+
+
+def evaluate(potential: Potential, graphs: dict[float, Graph], positions: torch.Tensor, gradient: bool) -> dict:
+    """Energies, and with `gradient` forces and (if fully periodic) stresses, in ASE's names, units and order.
+
+    Args:
+        graphs: one for each of the potential's cutoffs, possibly more.
+        positions: (n, 3) float64, A, on the potential's device.
+    """
+    own = tuple(graphs[cutoff] for cutoff in potential.cutoffs)
+    if not gradient:
+        return _energies(energy_only(potential, own, positions))
+    found = derivatives(potential, own, positions)
+    results = _energies(found.node_energy) | {"forces": found.forces.cpu().numpy()}
+    if own[0].pbc.all():
+        volume = torch.linalg.det(own[0].cell[0]).abs()
+        results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0].cpu().numpy())
+        results["stresses"] = full_3x3_to_voigt_6_stress((found.node_virial / volume).cpu().numpy())
+    return results
+
+
+def _energies(node_energy: torch.Tensor) -> dict:
+    energies = node_energy.cpu().numpy()
+    energy = float(energies.sum())
+    return {"energy": energy, "free_energy": energy, "energies": energies}
+
+
+def merge(members: list[dict]) -> dict:
+    """The mean of every property; for M > 1 members also sqrt(sum_m (x_m - mean)^2 / (M - 1)) under the names of `STD`."""
+    if len(members) == 1:
+        return members[0]
+    stacked = {name: np.stack([member[name] for member in members]) for name in members[0]}
+    results = {name: values.mean(0) for name, values in stacked.items()}
+    results |= {std: stacked[name].std(0, ddof=1) for name, std in STD.items() if name in stacked}
+    return {name: value if value.ndim else float(value) for name, value in results.items()}
+
+
+def check_finite(results: dict, atoms: Atoms) -> None:
+    """Refuses nan and infinity.
+
+    Raises:
+        CalculationFailed: naming the property, the first atom concerned and the value.
+    """
+    for name in sorted(results, key=lambda name: name not in PER_ATOM):
+        values = np.asarray(results[name])
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            atom = f" of atom {bad[0][0]} ({atoms.symbols[bad[0][0]]})" if name in PER_ATOM else ""
+            raise CalculationFailed(f"the potential gives {name}{atom} = {values[tuple(bad[0])]} for {atoms.symbols}")
