@@ -8,13 +8,14 @@ is missing. L(x) = x^2 (mse), or that up to |x| = delta and 2 delta |x| - delta^
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
-from .data_batches import Batch
+from .data_batches import Batch, join
 from .derivatives import Derivatives
+from .metrics import Prediction
 from .train_config import LossConfig
 
 
@@ -48,3 +49,21 @@ def penalty(config: LossConfig, x: Tensor) -> Tensor:
     if config.kind == "mse":
         return x.square()
     return 2 * torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="none", delta=config.huber_delta)
+
+
+def loss_of_predictions(config: LossConfig, samples: Sequence[Batch], predictions: Sequence[Prediction]) -> float:
+    """The loss over a whole set that `evaluate.predict` went through."""
+    labels = join([sample._replace(graphs=()) for sample in samples])
+    difference = Residuals(
+        (torch.tensor([p.energy for p in predictions], dtype=torch.float64) - labels.energy) / labels.n_atoms,
+        torch.cat([torch.from_numpy(p.forces) for p in predictions]) - labels.forces,
+        torch.stack([_virial(s, p) for s, p in zip(samples, predictions)]) / labels.n_atoms[:, None, None],
+    )
+    return float(loss(config, labels, difference))
+
+
+def _virial(sample: Batch, prediction: Prediction) -> Tensor:
+    if prediction.stress is None:
+        return torch.zeros(3, 3, dtype=torch.float64)
+    volume = torch.linalg.det(sample.graphs[0].cell[0]).abs()
+    return torch.from_numpy(prediction.stress) * volume - sample.virial[0]

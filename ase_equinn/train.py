@@ -1,0 +1,187 @@
+"""Training a potential from a configuration: data, statistics, loop, and a folder that EquiCalculator takes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import torch
+from rich.console import Console
+
+from .data import Frame, FrameSet, Keys, apply_weights, file_sha256, find_file, is_isolated_atom, read_frames, split
+from .data_batches import prepare
+from .potential import FILE_NAME, Potential
+from .potential_file import write_atomic
+from .train_checkpoint import CheckpointError, load_checkpoint
+from .train_config import ConfigError, DataFile, TrainConfig, load_config, nearest, to_yaml
+from .train_module import Run, fit
+from .train_output import TRAIN_SHOWN, finish
+from .train_progress import Display
+from .train_schedule import Clock
+from .train_statistics import build_potential, check_model, species_of, statistics
+
+
+class Sets(NamedTuple):
+    """The frames of a run, isolated atoms apart, and the files they are from."""
+
+    train: list[Frame]
+    valid: list[Frame]
+    test: list[Frame]
+    isolated: list[Frame]
+    files: dict[str, list[DataFile]]
+    notes: list[str]
+
+
+def train(
+    config: str | Path | dict | TrainConfig,
+    *,
+    max_time: str | None = None,
+    resume: bool = False,
+    data_dir: str | Path | None = None,
+    quiet: bool = False,
+    after_step: Callable[[Run], None] = lambda run: None,
+) -> TrainResult:
+    """The output folder of the config holds the trained potential, its card, logs and plots.
+
+    Args:
+        config: a YAML file, a dictionary or a TrainConfig.
+        max_time: wall-clock budget for everything, such as "25min"; overrides the config's.
+        resume: go on from the checkpoint that a killed or interrupted run left.
+        data_dir: a folder in which data files are looked for, by name and sha256.
+        quiet: print nothing.
+        after_step: called after every optimizer step, with the run.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: bad config, missing or unusable data.
+        FileExistsError: the output folder holds a potential or an unfinished run, and `resume` is False.
+    """
+    started = time.monotonic()
+    name = config if isinstance(config, (str, Path)) else None
+    config = load_config(config)
+    if max_time is not None:
+        config = load_config(config.model_dump() | {"max_time": max_time})
+    check_model(config.model)
+    console = Console(quiet=quiet)
+    folder = Path(config.output)
+    if _finished(folder, resume):
+        console.print(f"{folder} holds a finished potential: nothing to resume")
+        potential = Potential.load(folder)
+        return TrainResult(folder, potential, potential.metadata.get("errors", {}), "finished before")
+    folders = [Path(place) for place in (data_dir, Path(name).parent if name else None) if place]
+    sets = read_sets(config, folders)
+    config = config.model_copy(update={"data": config.data.model_copy(update=sets.files)})
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        run, facts = prepare_run(config, sets, folder, resume, started, console)
+        with Display(console, folder / "log.csv") as display:
+            run.report = lambda row: _epoch_done(run, display, folder)
+            fit(run, _checkpoint(folder), extra=facts, after_step=lambda run: (display.step(run), after_step(run)))
+    return finish(run, sets, facts, console)
+
+
+def prepare_run(
+    config: TrainConfig, sets: Sets, folder: Path, resume: bool, started: float, console: Console
+) -> tuple[Run, dict]:
+    """(run, facts): everything up to the first step, or what a checkpoint says; facts go into every checkpoint."""
+    samples = prepare(sets.train, [config.model.cutoff])
+    species = species_of([*sets.train, *sets.isolated])
+    valid_samples = prepare(sets.valid, [config.model.cutoff], species)
+    prepare(sets.test, [config.model.cutoff], species)
+    checkpoint = load_checkpoint(_checkpoint(folder)) if resume and _checkpoint(folder).exists() else None
+    identity = _identity(config)
+    if checkpoint:
+        _check_same_run(checkpoint.state["identity"], identity, _checkpoint(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "train.yaml", to_yaml(config).encode())
+    found = checkpoint.state["statistics"] if checkpoint else statistics(config, sets.train, sets.isolated, samples)
+    n_steps = config.training.epochs * -(-len(samples) // config.training.batch_size)
+    elapsed = (checkpoint.state["elapsed"] if checkpoint else 0.0) + time.monotonic() - started
+    run = Run(
+        config,
+        build_potential(config, found),
+        samples,
+        (sets.valid, valid_samples),
+        Clock(config.max_seconds, n_steps, elapsed),
+        n_final=len(sets.valid) + len(sets.test) + min(TRAIN_SHOWN, len(sets.train)),
+    )
+    if checkpoint:
+        run.restore(checkpoint)
+        console.print(f"resumed after epoch {run.epoch}, {run.clock.elapsed():.0f} s into the run")
+    return run, {"statistics": found, "identity": identity}
+
+
+def read_sets(config: TrainConfig, folders: list[Path]) -> Sets:
+    """Training, validation and test frames of a config; relative names are looked for here, then in `folders`.
+
+    Without validation files a seeded part of the training frames is taken.
+    """
+    data = config.data
+    notes, files, frames = [], {}, {}
+    for part in ("train", "valid", "test"):
+        paths = [find_file(f.file, sha256=f.sha256, source=f.source, folders=folders) for f in getattr(data, part)]
+        files[part] = [
+            f.model_copy(update={"sha256": file_sha256(path)}) for f, path in zip(getattr(data, part), paths)
+        ]
+        found = read_frames(paths, Keys(**data.keys.model_dump())) if paths else FrameSet([], {}, [])
+        frames[part], notes = found.frames, notes + found.notes
+    _check_weights(config, frames)
+    frames = {part: apply_weights(group, data.config_type_weights) for part, group in frames.items()}
+    isolated = [frame for frame in frames["train"] if is_isolated_atom(frame)]
+    for part in ("train", "valid"):
+        frames[part] = [frame for frame in frames[part] if not is_isolated_atom(frame)]
+    if not frames["train"]:
+        raise ValueError("data.train: the files hold no structure to train on (isolated atoms apart)")
+    if not data.valid:
+        frames["train"], frames["valid"] = split(frames["train"], data.valid_fraction, config.seed)
+        notes.append(
+            f"no validation file: {len(frames['valid'])} of the training frames (seed {config.seed}) are kept for validation"
+        )
+    elif not frames["valid"]:
+        raise ValueError("data.valid: the files hold no structure to validate on (isolated atoms apart)")
+    return Sets(frames["train"], frames["valid"], frames["test"], isolated, files, notes)
+
+
+def _check_weights(config: TrainConfig, frames: dict[str, list[Frame]]) -> None:
+    present = sorted({frame.config_type for group in frames.values() for frame in group})
+    for name in config.data.config_type_weights:
+        if name not in present:
+            raise ConfigError(f"data.config_type_weights: no frame has config_type {name!r}{nearest(name, present)}")
+
+
+def _checkpoint(folder: Path) -> Path:
+    return folder / "checkpoint" / "last.safetensors"
+
+
+def _finished(folder: Path, resume: bool) -> bool:
+    """True where a resumed run has nothing left to do; an output folder that is in the way is an error."""
+    unfinished, complete = _checkpoint(folder).exists(), (folder / FILE_NAME).exists()
+    if not resume and unfinished:
+        raise FileExistsError(f"output: {folder} holds an unfinished run: resume it, remove it, or choose another folder")
+    if not resume and complete:
+        raise FileExistsError(f"output: {folder} holds a potential: remove it or choose another folder")
+    return complete and not unfinished
+
+
+def _identity(config: TrainConfig) -> dict:
+    """What must be the same when a run is resumed."""
+    content = config.model_dump(exclude={"output", "max_time"})
+    for part in ("train", "valid", "test"):
+        content["data"][part] = [entry["sha256"] for entry in content["data"][part]]
+    return content
+
+
+def _check_same_run(before: dict, now: dict, path: Path, where: str = "") -> None:
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            _check_same_run(old, new, path, f"{where}{key}.")
+        elif old != new:
+            raise CheckpointError(f"{path} is of another run: {where}{key} was {old!r}, now it is {new!r}")
+
+
+def _epoch_done(run: Run, display: Display, folder: Path) -> None:
+    display.epoch(run)
+    if run.best_epoch == run.epoch:  # a killed run leaves its best potential
+        run.averaged.metadata = {"training": {"unfinished_after_epoch": run.epoch}}
+        run.averaged.save(folder)

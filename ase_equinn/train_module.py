@@ -1,0 +1,291 @@
+"""The training loop: what one step, one epoch and a checkpoint are, and the adapter that lets Lightning drive them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import signal
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Sequence
+
+import torch
+
+from .data import Frame
+from .data_batches import Batch, EpochBatches
+from .derivatives import derivatives
+from .evaluate import predict
+from .metrics import errors
+from .potential import Potential
+from .train_checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from .train_config import TrainConfig
+from .train_loss import loss, loss_of_predictions, residuals
+from .train_schedule import Clock, ema_decay, learning_rate_factor
+
+FIT_ERRORS = ("loss", "energy_rmse", "force_rmse", "virial_rmse")
+
+
+class Run:
+    """The state of one training run; a step changes it, a checkpoint holds all of it.
+
+    Attributes:
+        potential, averaged: the trained weights and their exponential moving average, which is validated and saved.
+        epoch, step: completed ones. rows: one dict per epoch, the lines of log.csv.
+        best_loss, best_epoch, best: validation loss, epoch and weights of the best average so far.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        potential: Potential,
+        samples: Sequence[Batch],
+        valid: tuple[Sequence[Frame], Sequence[Batch]],
+        clock: Clock,
+        n_final: int,
+        report: Callable[[dict], None] = lambda row: None,
+    ):
+        training = config.training
+        self.config, self.clock, self.report, self.n_final = config, clock, report, n_final
+        self.potential, self.averaged = potential.train(), copy.deepcopy(potential).eval().requires_grad_(False)
+        self.batches = EpochBatches(samples, training.batch_size, config.seed)
+        self.valid_frames, self.valid_samples = valid
+        self.parameters = list(potential.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay, amsgrad=training.amsgrad
+        )
+        self.epoch = self.step = self.best_epoch = self.plateau_epochs = 0
+        self.best_loss, self.plateau_factor = math.inf, 1.0
+        self.best: dict[str, torch.Tensor] = {}
+        self.rows: list[dict] = []
+        self.stopped = ""  # why, when the run ends early
+        self.interrupted = False
+        self.sums = torch.zeros(8, dtype=torch.float64)
+        self.first: tuple[float, int] | None = None
+
+    # one step
+
+    def learning_rate(self) -> float:
+        """That of the coming step."""
+        factor = learning_rate_factor(self.config.training, self.clock.progress(self.step))
+        return self.config.training.learning_rate * factor * self.plateau_factor
+
+    def before_step(self) -> None:
+        if self.first is None:
+            self.first = (self.clock.elapsed(), self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch, float64, with its graph; its parts are added up for the log."""
+        difference = residuals(batch, derivatives(self.potential, batch.graphs, batch.positions, training=True))
+        value = loss(self.config.loss, batch, difference)
+        self._add_up(value.detach(), batch, [x.detach() for x in difference])
+        return value
+
+    def _add_up(self, value, batch: Batch, difference) -> None:
+        energy, forces, virial = difference
+        has_energy, has_forces, has_virial = (w > 0 for w in (batch.energy_weight, batch.force_weight, batch.virial_weight))
+        self.sums += torch.stack([
+            value, torch.ones_like(value),
+            (energy.square() * has_energy).sum(), has_energy.sum(),
+            (forces.square() * has_forces).sum(), 3 * has_forces.sum(),
+            (virial.square() * has_virial[:, None, None]).sum(), 9 * has_virial.sum(),
+        ]).cpu()  # fmt: skip
+
+    def fit_errors(self) -> dict[str, float | None]:
+        """Mean loss and root mean square errors (eV/atom, eV/A, eV/atom) of the steps of this epoch."""
+        totals = self.sums[0::2].tolist()
+        numbers = self.sums[1::2].tolist()
+        means = [total / number if number else None for total, number in zip(totals, numbers)]
+        return dict(zip(FIT_ERRORS, [means[0]] + [None if m is None else 1000 * math.sqrt(m) for m in means[1:]]))
+
+    def after_step(self) -> None:
+        self.step += 1
+        if not torch.isfinite(self.sums[0]):
+            raise FloatingPointError(
+                f"the loss is {self.sums[0]} in epoch {self.epoch + 1}, step {self.step}: lower training.learning_rate"
+            )
+        total = self.clock.expected_steps(self.step, self.first)
+        decay = ema_decay(self.config.training.ema, self.step, total)
+        torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in self.parameters], 1.0 - decay)
+        if self.clock.progress(self.step) >= 1.0 and self.clock.budget is not None:
+            self.stopped = "the time is up"
+
+    # one epoch
+
+    def begin_epoch(self) -> None:
+        self.batches.epoch = self.epoch
+        self.sums.zero_()
+
+    def end_epoch(self, complete: bool) -> None:
+        """Validates the average, keeps it if it is the best, and reports; an incomplete epoch ends the run."""
+        start = time.monotonic()
+        valid, valid_loss = self.validate()
+        per_frame = (time.monotonic() - start) / len(self.valid_frames)
+        if self.clock.budget is not None:
+            self.clock.reserve = min(0.3 * self.clock.budget, 2.0 + 1.2 * per_frame * self.n_final)
+        self.epoch += 1
+        gain = valid_loss < self.best_loss
+        if gain:
+            self.best_loss, self.best_epoch = valid_loss, self.epoch
+            self.best = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
+        self._plateau(gain)
+        row = {"epoch": self.epoch, "step": self.step, "seconds": round(self.clock.elapsed(), 1)}
+        row |= {"learning_rate": self.optimizer.param_groups[0]["lr"]}
+        row |= {f"train_{key}": value for key, value in self.fit_errors().items()}
+        row |= {"valid_loss": valid_loss} | {f"valid_{key}": valid[key] for key in _LOGGED}
+        self.rows.append(row | {"best": int(gain)})
+        self.report(self.rows[-1])
+
+    def validate(self) -> tuple[dict, float]:
+        """(errors, loss) of the averaged weights on the validation set."""
+        predictions = predict(self.averaged, self.valid_samples)
+        value = loss_of_predictions(self.config.loss, self.valid_samples, predictions)
+        return errors(self.valid_frames, predictions), value
+
+    def _plateau(self, gain: bool) -> None:
+        training = self.config.training
+        self.plateau_epochs = 0 if gain else self.plateau_epochs + 1
+        if training.schedule == "plateau" and self.plateau_epochs and not self.plateau_epochs % training.plateau_patience:
+            self.plateau_factor = max(self.plateau_factor * 0.5, training.final_learning_rate)
+        if training.early_stopping and self.epoch - self.best_epoch >= training.early_stopping:
+            self.stopped = f"no gain for {training.early_stopping} epochs"
+
+    # all of it
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything that the rest of the run depends on."""
+        tensors = {f"weights.{name}": x for name, x in self.potential.state_dict().items()}
+        tensors |= {f"averaged.{name}": x for name, x in self.averaged.state_dict().items()}
+        tensors |= {f"best.{name}": x for name, x in self.best.items()}
+        tensors |= optimizer_tensors(self.optimizer) | {"rng": torch.get_rng_state()}
+        names = ("epoch", "step", "best_epoch", "plateau_epochs", "plateau_factor", "best_loss", "rows", "stopped")
+        return Checkpoint(tensors, {name: getattr(self, name) for name in names} | {"elapsed": self.clock.elapsed()})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Puts back what `checkpoint` gave."""
+        for name, value in checkpoint.state.items():
+            if name != "elapsed" and hasattr(self, name):
+                setattr(self, name, value)
+        self.potential.load_state_dict(_part(checkpoint, "weights"))
+        self.averaged.load_state_dict(_part(checkpoint, "averaged"))
+        self.best = {name: x.to(self.potential.device) for name, x in _part(checkpoint, "best").items()}
+        load_optimizer(self.optimizer, checkpoint.tensors)
+        torch.set_rng_state(checkpoint.tensors["rng"])
+
+    def best_potential(self) -> Potential:
+        """The best average so far; the present average before the first validation."""
+        if self.best:
+            self.averaged.load_state_dict(self.best)
+        return self.averaged
+
+
+_LOGGED = ("energy_mae", "energy_rmse", "force_mae", "force_rmse", "stress_mae", "stress_rmse")
+
+
+def _part(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
+    return {name[len(kind) + 1 :]: x for name, x in checkpoint.tensors.items() if name.startswith(kind + ".")}
+
+
+def fit(run: Run, checkpoint_path: Path, *, extra: dict | None = None, after_step: Callable[[Run], None] = lambda run: None):
+    """Drives the run to its end with Lightning: all epochs, the time budget, early stopping or Ctrl-C.
+
+    A checkpoint is written after each complete epoch. `after_step` is called after every step (progress bar, tests).
+    """
+    epochs = None if run.clock.budget is not None else run.config.training.epochs - run.epoch
+    if run.stopped or (epochs is not None and epochs <= 0):
+        return
+    with _quiet(), _ctrl_c(run):
+        from lightning.pytorch import Trainer
+
+        trainer = Trainer(
+            accelerator="gpu" if run.potential.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=-1 if epochs is None else epochs,
+            gradient_clip_val=run.config.training.gradient_clip or None,
+            barebones=True,
+        )
+        trainer.fit(_adapter(run, checkpoint_path, extra or {}, after_step), run.batches)
+
+
+def _adapter(run: Run, checkpoint_path: Path, extra: dict, after_step: Callable[[Run], None]):
+    from lightning.pytorch import LightningModule
+
+    class Adapter(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.potential = run.potential
+
+        def configure_optimizers(self):
+            return run.optimizer
+
+        def transfer_batch_to_device(self, batch, device, dataloader_idx):
+            return batch.to(device)
+
+        def on_train_epoch_start(self):
+            run.begin_epoch()
+            self.complete = False
+
+        def on_train_batch_start(self, batch, batch_idx):
+            run.before_step()
+
+        def training_step(self, batch, batch_idx):
+            return run.loss(batch)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            run.after_step()
+            self.complete = batch_idx + 1 == len(run.batches)
+            after_step(run)
+            if run.stopped or run.interrupted:
+                self.trainer.should_stop = True
+
+        def on_train_epoch_end(self):
+            if not self.complete and run.interrupted:
+                return
+            run.end_epoch(self.complete)
+            if run.stopped:
+                self.trainer.should_stop = True
+            if self.complete:
+                checkpoint = run.checkpoint()
+                save_checkpoint(checkpoint_path, checkpoint._replace(state=checkpoint.state | extra))
+
+    return Adapter()
+
+
+@contextmanager
+def _quiet():
+    """Lightning's advice and device messages are left out; its errors are not."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _ctrl_c(run: Run):
+    """The first Ctrl-C ends the run after the present step, the second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def stop(signum, frame):
+        run.interrupted = True
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

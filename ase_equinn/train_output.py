@@ -1,0 +1,117 @@
+"""What a training run leaves in its folder: the potential, its card, check structures, plots."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .data import Frame, write_frames
+from .data_batches import prepare
+from .evaluate import predict
+from .metrics import Prediction, errors
+from .potential import Potential
+from .train_module import Run
+from .train_progress import duration, number
+
+TRAIN_SHOWN = 200  # training frames that are evaluated at the end
+CHECKED = 5  # structures in check.xyz
+
+
+class TrainResult(NamedTuple):
+    """`folder` holds the potential; `errors` has those of "train", "valid" and (if given) "test", see metrics.errors.
+
+    `stopped` says why the run ended before its last epoch ("the time is up", ...), "" where it did not.
+    """
+
+    folder: Path
+    potential: Potential
+    errors: dict[str, dict]
+    stopped: str
+
+
+def finish(run: Run, sets, facts: dict, console: Console) -> TrainResult:
+    """Evaluates the best weights on all sets and writes the folder; the checkpoint goes unless the run can be resumed."""
+    folder = Path(run.config.output)
+    potential = run.best_potential()
+    groups = {"train": sets.train[:: -(-len(sets.train) // TRAIN_SHOWN)], "valid": sets.valid, "test": sets.test}
+    groups = {name: frames for name, frames in groups.items() if frames}
+    predictions = {
+        name: predict(potential, prepare(frames, potential.cutoffs)) for name, frames in groups.items()
+    }
+    found = {name: errors(frames, predictions[name]) for name, frames in groups.items()}
+    potential.metadata = metadata(run, sets, facts, found)
+    potential.save(folder)
+    write_check(folder / "check.xyz", potential, sets.test or sets.valid)
+    console.print(error_table(found))
+    if run.interrupted:
+        console.print(f"interrupted: the best potential so far is in {folder}; resume goes on from the last complete epoch")
+    else:
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        console.print(f"trained in {duration(run.clock.elapsed())}; use it with EquiCalculator({str(folder)!r})")
+    return TrainResult(folder, potential, found, "interrupted" if run.interrupted else run.stopped)
+
+
+def error_table(found: dict[str, dict]) -> Table:
+    """Errors of every set, for the terminal."""
+    table = Table("set", "frames", "E MAE / RMSE meV/atom", "F MAE / RMSE meV/A", "S MAE / RMSE meV/A^3")
+    for name, result in found.items():
+        cells = [f"{number(result[f'{key}_mae'])} / {number(result[f'{key}_rmse'])}" for key in ("energy", "force", "stress")]
+        table.add_row(name, str(result["n_frames"]), *cells)
+    return table
+
+
+def metadata(run: Run, sets, facts: dict, found: dict[str, dict]) -> dict:
+    """What the potential file says about its origin."""
+    config = run.config
+    return {
+        "level_of_theory": config.data.level_of_theory,
+        "training_data": {
+            "files": [entry.model_dump(exclude_none=True) for entry in config.data.train],
+            **ranges(sets.train, run.batches.samples),
+        },
+        "errors": found,
+        "training": {
+            "config": config.model_dump(exclude={"output"}, exclude_none=True),
+            "epochs": run.epoch,
+            "steps": run.step,
+            "seconds": round(run.clock.elapsed(), 1),
+            "best_epoch": run.best_epoch,
+            "statistics": facts["statistics"],
+        },
+    }
+
+
+def ranges(frames: Sequence[Frame], samples) -> dict:
+    """What the training set covers: sizes, elements, shortest distance, energies and volumes per atom."""
+    from .graph import edge_vectors
+
+    lengths = [edge_vectors(s.graphs[0], s.positions).norm(dim=1) for s in samples]
+    shortest = [float(x.min()) for x in lengths if len(x)]
+    energies = [f.energy / len(f.atoms) for f in frames if f.energy is not None]
+    volumes = [f.atoms.cell.volume / len(f.atoms) for f in frames if f.atoms.pbc.all()]
+    forces = [float(np.abs(f.forces).max()) for f in frames if f.forces is not None]
+    symbols = np.concatenate([np.array(list(f.atoms.symbols)) for f in frames])
+    names, numbers = np.unique(symbols, return_counts=True)
+    return {
+        "n_frames": len(frames),
+        "n_atoms": int(numbers.sum()),
+        "elements": {str(name): int(n) for name, n in zip(names, numbers)},
+        "min_distance": min(shortest, default=None),
+        "energy_per_atom": [min(energies), max(energies)] if energies else None,
+        "volume_per_atom": [min(volumes), max(volumes)] if volumes else None,
+        "max_force": max(forces, default=None),
+    }
+
+
+def write_check(path: Path, potential: Potential, frames: Sequence[Frame]) -> None:
+    """A few structures with the energy, forces and stress that the potential gives them in float64."""
+    chosen = list(frames[:: -(-len(frames) // CHECKED)])
+    exact = Potential.load(path.parent, dtype=torch.float64)
+    bare = [Frame(frame.atoms, None, None, None, frame.config_type) for frame in chosen]
+    write_frames(path, bare, predict(exact, prepare(bare, exact.cutoffs)))

@@ -1,0 +1,172 @@
+"""The untrained potential: species, reference energies, scale, shift and neighbour count taken from the training set."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Sequence
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+
+from .data import Frame
+from .data_batches import Batch
+from .derivatives import energy_only
+from .potential import ARCHITECTURES, Potential
+from .train_config import ConfigError, ModelConfig, TrainConfig, nearest
+
+SAMPLE = 50  # structures on which the untrained network is run to centre its energies
+
+
+def species_of(frames: Sequence[Frame]) -> tuple[int, ...]:
+    """Atomic numbers that occur, ascending."""
+    return tuple(sorted({int(number) for frame in frames for number in frame.atoms.numbers}))
+
+
+def counts(frames: Sequence[Frame], species: Sequence[int]) -> np.ndarray:
+    """Atoms of each species in each frame, (frames, species), float64."""
+    numbers = [frame.atoms.numbers for frame in frames]
+    return np.array([[np.count_nonzero(n == z) for z in species] for n in numbers], dtype=np.float64).reshape(
+        len(frames), len(species)
+    )
+
+
+def force_scale(frames: Sequence[Frame]) -> float:
+    """Root mean square force component, eV/A; without forces, that of the energies per atom about their mean; else 1."""
+    forces = [frame.forces.ravel() for frame in frames if frame.forces is not None]
+    scale = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else 0.0
+    if not scale > 1e-4:
+        energies = [frame.energy / len(frame.atoms) for frame in frames if frame.energy is not None]
+        scale = float(np.std(energies)) if energies else 0.0
+    return scale if scale > 1e-4 else 1.0
+
+
+def model_class(name: str) -> type:
+    """The class that a config calls by `name`."""
+    module, attribute = ARCHITECTURES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def check_model(config: ModelConfig) -> None:
+    """Raises ConfigError for a hyper-parameter that the model lacks, with the nearest one."""
+    known = set(inspect.signature(model_class(config.name)).parameters)
+    known -= {"species", "cutoff", "avg_num_neighbors"}
+    for key in config.model_extra or {}:
+        if key not in known:
+            raise ConfigError(f"unknown key 'model.{key}' of {config.name}{nearest(key, sorted(known | {'cutoff'}))}")
+
+
+def build_model(config: TrainConfig, species: Sequence[int], avg_num_neighbors: float) -> torch.nn.Module:
+    """The network with random weights that depend on the config's seed alone."""
+    check_model(config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            model = model_class(config.model.name)(
+                species=list(species),
+                cutoff=config.model.cutoff,
+                avg_num_neighbors=avg_num_neighbors,
+                **(config.model.model_extra or {}),
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model: {error}") from error
+    return model.to(getattr(torch, config.training.dtype))
+
+
+def reference_energies(
+    config: TrainConfig, frames: Sequence[Frame], isolated: Sequence[Frame], species: Sequence[int]
+) -> tuple[dict[int, float], dict[int, str], list[str]]:
+    """({number: eV}, {number: where it is from}, warnings): from the config, isolated atoms, or least squares."""
+    energies, origin, warnings = {}, {}, []
+    for frame in isolated:
+        energies[int(frame.atoms.numbers[0])] = frame.energy
+        origin[int(frame.atoms.numbers[0])] = f"isolated atom, {frame.origin}"
+    for symbol, energy in config.reference_energies.items():
+        if symbol not in atomic_numbers:
+            raise ConfigError(f"reference_energies: {symbol!r} is not an element")
+        energies[atomic_numbers[symbol]] = energy
+        origin[atomic_numbers[symbol]] = "config"
+    missing = [number for number in species if number not in energies]
+    labelled = [frame for frame in frames if frame.energy is not None]
+    if missing and labelled:
+        fitted, condition = _fit(labelled, species, missing, energies)
+        energies |= fitted
+        origin |= dict.fromkeys(missing, "least squares")
+        if condition:
+            warnings.append(condition)
+    elif missing:
+        energies |= dict.fromkeys(missing, 0.0)
+        origin |= dict.fromkeys(missing, "zero: no energies")
+    return {z: energies[z] for z in species}, {z: origin[z] for z in species}, warnings
+
+
+def _fit(frames, species, missing, known) -> tuple[dict[int, float], str]:
+    n = counts(frames, species)
+    total = np.array([frame.energy for frame in frames])
+    column = {z: k for k, z in enumerate(species)}
+    rest = total - sum(known[z] * n[:, column[z]] for z in species if z in known)
+    a = n[:, [column[z] for z in missing]]
+    size = n.sum(1)
+    solution, _, rank, singular = np.linalg.lstsq(a / size[:, None], rest / size, rcond=1e-6)
+    names = ", ".join(chemical_symbols[z] for z in missing)
+    warning = ""
+    if rank < len(missing) or singular[0] > 1e3 * singular[-1]:
+        warning = (
+            f"reference energies of {names}: the compositions do not tell them apart (rank {rank} of {len(missing)}); "
+            "the smallest solution is used. Give isolated-atom frames or reference_energies if atoms are to be exchanged"
+        )
+    return dict(zip(missing, map(float, solution))), warning
+
+
+def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batch]) -> dict[int, float]:
+    """Per-species eV that centre the potential's energies on the labels (least squares per atom, smallest solution)."""
+    labelled = [i for i, frame in enumerate(frames) if frame.energy is not None]
+    chosen = labelled[:: max(1, len(labelled) // SAMPLE)]
+    if not chosen:
+        return dict.fromkeys(potential.species, 0.0)
+    residual = []
+    for i in chosen:
+        sample = samples[i].to(potential.device)
+        energy = float(energy_only(potential, sample.graphs, sample.positions).sum())
+        residual.append((frames[i].energy - energy) / len(frames[i].atoms))
+    n = counts([frames[i] for i in chosen], potential.species)
+    solution = np.linalg.lstsq(n / n.sum(1, keepdims=True), np.array(residual), rcond=1e-3)[0]
+    return dict(zip(potential.species, map(float, solution)))
+
+
+def statistics(config: TrainConfig, frames: Sequence[Frame], isolated: Sequence[Frame], samples: Sequence[Batch]) -> dict:
+    """What is taken from the training set, as JSON: species, avg_num_neighbors, scale, reference energies and shift."""
+    species = species_of([*frames, *isolated])
+    n_edges = sum(sample.graphs[0].edge_index.shape[1] for sample in samples)
+    energies, origin, warnings = reference_energies(config, frames, isolated, species)
+    found = {
+        "species": list(species),
+        "avg_num_neighbors": n_edges / sum(len(sample.positions) for sample in samples) or 1.0,
+        "scale": force_scale(frames),
+        "reference_energies": {chemical_symbols[z]: energies[z] for z in species},
+        "reference_energies_from": {chemical_symbols[z]: origin[z] for z in species},
+        "shift": {chemical_symbols[z]: 0.0 for z in species},
+        "warnings": warnings,
+    }
+    shift = shifts(build_potential(config, found), frames, samples)
+    return found | {"shift": {chemical_symbols[z]: shift[z] for z in species}}
+
+
+def build_potential(config: TrainConfig, found: dict, metadata: dict | None = None) -> Potential:
+    """The potential with random weights (from the config's seed) and the given `statistics`, on the config's device."""
+    potential = Potential(
+        [build_model(config, found["species"], found["avg_num_neighbors"])],
+        reference_energies={atomic_numbers[symbol]: energy for symbol, energy in found["reference_energies"].items()},
+        scale=found["scale"],
+        shift={atomic_numbers[symbol]: energy for symbol, energy in found["shift"].items()},
+        metadata=metadata,
+    )
+    return potential.to(choose_device(config.training.device))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a config calls "auto", "cpu" or "cuda"."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device: 'cuda' is wanted, but torch finds no CUDA device")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
