@@ -1,4 +1,4 @@
-"""Angular functions: real spherical harmonics and Legendre polynomials.
+"""Special functions: real spherical harmonics, Legendre polynomials, spherical Bessel functions and their roots.
 
 The harmonics are polynomials in the components of a direction, in the basis of irreps.py: order m = -l..l, polar axis y,
 l = 1 is sqrt(3) (x, y, z). In spherical coordinates with u = (sin(theta) sin(phi), cos(theta), sin(theta) cos(phi)) they
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ase_equinn.irreps import clebsch_gordan
+from .irreps import clebsch_gordan
+from .radial import check_count
 
 LMAX = 8
 
@@ -132,3 +133,95 @@ def legendre(lmax: int, cos: Tensor) -> Tensor:
     for l in range(1, lmax):  # noqa: E741
         terms.append(((2 * l + 1) * cos * terms[-1] - l * terms[-2]) / (l + 1))
     return torch.stack(terms[: lmax + 1], dim=-1)
+
+
+def spherical_bessel(lmax: int, x: Tensor) -> Tensor:
+    """Spherical Bessel functions of the first kind j_0 to j_lmax, accurate to round-off for small and large x alike.
+
+    ``j_0 = sin(x)/x``; upward ``j_{l+1} = (2l+1)/x j_l - j_{l-1}`` where |x| > l+1, and ``j_{l+1} = r_{l+1} j_l``
+    elsewhere, with the continued fraction ``r_l = x / (2l+1 - x r_{l+1})`` run downward. The derivative is the sum
+    ``j_l' = (l j_{l-1} - (l+1) j_{l+1}) / (2l+1)``, so that it holds at x = 0 and can be taken any number of times.
+
+    Args:
+        lmax: highest degree, 0 to 50.
+        x: any shape (...), floating point.
+
+    Returns:
+        (..., lmax+1) with the dtype of x.
+
+    Raises:
+        ValueError: lmax outside 0..50 or x not floating point, with the received value.
+
+    Source: NIST Digital Library of Mathematical Functions, 10.51.1, 10.51.2 and 10.74(iv).
+    """
+    lmax = check_lmax("spherical_bessel", lmax, most=50)
+    if not x.is_floating_point():
+        raise ValueError(f"spherical_bessel: expected a floating-point tensor, got {x.dtype}")
+    return _SphericalBessel.apply(x, lmax)
+
+
+class _SphericalBessel(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, lmax: int) -> Tensor:
+        small = x.clamp(-lmax, lmax)  # where |x| > lmax the ratios are not used, and could have poles
+        ratio, ratios = torch.zeros_like(x), []
+        # 12 + lmax/4 more steps converge the fraction to float64 for |x| <= lmax <= 50.
+        for l in range(lmax + 12 + lmax // 4 if lmax else 0, 0, -1):  # noqa: E741
+            ratio = small / (2 * l + 1 - small * ratio)
+            ratios.append(ratio)
+        safe = x.masked_fill(x == 0, 1.0)
+        below, j = torch.cos(safe) / safe, torch.where(x == 0, 1.0, torch.sin(safe) / safe)
+        out = [j]
+        for l in range(lmax):  # noqa: E741
+            upward = (2 * l + 1) / safe * j - below
+            below, j = j, torch.where(x.abs() > l + 1, upward, ratios[-1 - l] * j)
+            out.append(j)
+        return torch.stack(out, dim=-1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.lmax = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        j = _SphericalBessel.apply(x, ctx.lmax + 1)
+        l = torch.arange(ctx.lmax + 1, dtype=x.dtype, device=x.device)  # noqa: E741
+        slope = (l * pad(j[..., :-2], (1, 0)) - (l + 1) * j[..., 1:]) / (2 * l + 1)
+        return (grad * slope).sum(-1), None
+
+
+def spherical_bessel_roots(lmax: int, n: int) -> np.ndarray:
+    """The first n positive roots of j_0 to j_lmax, each a zero to round-off; those of j_0 are k pi.
+
+    The roots of j_l interlace with those of j_{l-1}, which brackets every one of them.
+
+    Args:
+        lmax: highest degree, 0 to 50.
+        n: number of roots of each, >= 1.
+
+    Returns:
+        (lmax+1, n) float64, ascending along the second axis, read-only.
+
+    Raises:
+        ValueError: lmax outside 0..50 or n < 1, with the received value.
+
+    Source: NIST Digital Library of Mathematical Functions, 10.21(i) (interlacing).
+    """
+    return _roots(check_lmax("spherical_bessel_roots", lmax, most=50), check_count("spherical_bessel_roots", "n", n))
+
+
+@lru_cache(maxsize=None)
+def _roots(lmax: int, n: int) -> np.ndarray:
+    from scipy.optimize import brentq
+    from scipy.special import spherical_jn
+
+    roots = np.pi * np.arange(1, n + lmax + 1)
+    rows = [roots[:n]]
+    for l in range(1, lmax + 1):  # noqa: E741
+        roots = np.array([brentq(lambda x: spherical_jn(l, x), a, b, xtol=1e-14) for a, b in zip(roots, roots[1:])])
+        rows.append(roots[:n])
+    out = np.stack(rows)
+    out.setflags(write=False)
+    return out

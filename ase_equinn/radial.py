@@ -13,7 +13,7 @@ envelope                class       at the cutoff, exactly zero
 ======================  ==========  =======================================================
 
 Everything here is elementwise, works in the dtype and on the device of its input, and can be differentiated twice
-everywhere, r = 0 included. Envelopes are written in t = 1 - r/c, so that near the cutoff their error is relative.
+everywhere, r = 0 included. Envelopes are powers of t = 1 - r/c, so that their rounding errors fade out with them.
 """
 
 from __future__ import annotations
