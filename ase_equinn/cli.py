@@ -1,0 +1,275 @@
+"""The command `equinn`: parses, calls, prints. What a command does is in the module that it imports when it runs."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from typer.core import TyperGroup
+
+import ase_equinn
+
+from . import cli_output as show
+from .cli_plot import plot_app
+
+RUN, MAKE, LOOK = "Run a potential", "Make and judge a potential", "Look at what it is made of"
+EPILOG = """
+**Examples**
+
+`equinn demo` relaxes, runs and measures silicon
+
+`equinn info silicon` prints what a potential says about itself
+
+`equinn relax silicon start.cif --cell full --out relaxed` relaxes positions and cell
+
+`equinn md silicon relaxed/relaxed.xyz --ensemble nvt --temperature 300 --steps 10000`
+
+`equinn train config.yaml --max-time 25min` makes a potential from your own data
+
+`equinn eval my_potential test.xyz --json errors.json --plot parity.png`
+
+`equinn check my_potential structure.xyz` tests forces, stress, symmetries and drift
+
+**Conventions**
+
+A POTENTIAL is a folder, a file `model.safetensors` or the name of a shipped potential; a STRUCTURE is any file that ASE
+reads. Units are eV, Å, fs, K and GPa. Results go to standard output, progress and messages to standard error.
+
+Exit status: 0 done; 1 a check failed or a relaxation did not converge; 2 an input that cannot be used.
+"""
+
+
+class Commands(TyperGroup):
+    """Errors that a user can mend become one red line and exit status 2; `equinn --debug` shows where they arose."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            message = show.explain(error)
+            if message is None or ctx.params.get("debug"):
+                raise
+            show.fail(message)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    name="equinn",
+    cls=Commands,
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(plot_app, name="plot", rich_help_panel=LOOK)
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    float64 = "float64"
+
+
+class Ensemble(str, Enum):
+    nve = "nve"
+    nvt = "nvt"
+    bussi = "nvt-bussi"
+    nhc = "nvt-nhc"
+    npt = "npt"
+
+
+class Cell(str, Enum):
+    fixed = "fixed"
+    isotropic = "isotropic"
+    full = "full"
+
+
+class Optimizer(str, Enum):
+    bfgs = "bfgs"
+    lbfgs = "lbfgs"
+    fire = "fire"
+
+
+PotentialName = Annotated[str, typer.Argument(metavar="POTENTIAL", help="Folder, file or shipped name.", show_default=False)]
+Structure = Annotated[
+    Path, typer.Argument(metavar="STRUCTURE", help="Any file that ASE reads; its last frame.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")]
+Precision = Annotated[DType, typer.Option("--dtype", help="Of the network; sums are float64 in any case.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a killed run: the same command again, with this.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier run.")]
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(ase_equinn.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+):
+    """**ase_equinn**: E(3)-equivariant interatomic potentials as ASE calculators."""
+
+
+@app.command(rich_help_panel=RUN)
+def relax(
+    potential: PotentialName,
+    structure: Structure,
+    cell: Annotated[Cell, typer.Option(help="What moves besides the atoms: nothing, the volume, all six strains.")] = Cell.fixed,
+    fmax: Annotated[float, typer.Option(help="Largest force left, eV/Å.")] = 0.01,
+    smax: Annotated[float, typer.Option(help="Largest stress left where the cell moves, GPa.")] = 0.02,
+    pressure: Annotated[float, typer.Option(help="Applied, GPa.")] = 0.0,
+    optimizer: Annotated[Optimizer, typer.Option(help="lbfgs; bfgs for few atoms; fire for rough starts.")] = Optimizer.lbfgs,
+    steps: Annotated[int, typer.Option(min=0, help="Most steps.")] = 500,
+    out: Annotated[Path, typer.Option(help="Folder for relaxed.xyz, relax.csv, relax.xyz and the restart file.")] = Path("relax"),
+    restart_every: Annotated[int, typer.Option(help="Steps between restart files.")] = 10,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    dtype: Precision = DType.float32,
+):
+    """Relax a structure: positions, and the cell if you wish.
+
+    `equinn relax silicon start.cif --cell full --out relaxed`
+    """
+    from .calculator import EquiCalculator
+    from .dynamics import RelaxSettings
+    from .dynamics import relax as run
+
+    settings = RelaxSettings(fmax, smax, cell.value, pressure, optimizer.value, restart_every)
+    calculator = EquiCalculator(potential, device=device, dtype=dtype.value)
+    existing = show.existing(resume, overwrite)
+    with show.progress_bar("relax", steps) as advance:
+        result = run(
+            structure, calculator, settings, steps, output=out, existing=existing,
+            progress=lambda step, force: advance(step, f"max force {force:.4f} eV/Å"),
+        )  # fmt: skip
+    show.relaxed(result, out)
+    if not result.converged:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=RUN)
+def md(
+    potential: PotentialName,
+    structure: Structure,
+    ensemble: Annotated[Ensemble, typer.Option(help="nvt is Langevin, npt isotropic Martyna-Tobias-Klein.")] = Ensemble.nve,
+    temperature: Annotated[Optional[float], typer.Option(help="Target, K; for nve that of the initial momenta.")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="In total, resumed or not.")] = 1000,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
+    pressure: Annotated[float, typer.Option(help="npt: target, GPa.")] = 0.0,
+    thermostat_time: Annotated[float, typer.Option(help="Damping time, fs.")] = 100.0,
+    barostat_time: Annotated[float, typer.Option(help="Damping time, fs.")] = 1000.0,
+    initial_temperature: Annotated[
+        Optional[float], typer.Option(help="Draw momenta at this, K; without it the structure's own are kept.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the momenta and of the thermostat's noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for md.csv, md.xyz and md.restart.npz.")] = Path("md"),
+    log_every: Annotated[int, typer.Option(help="Steps between rows of md.csv.")] = 10,
+    frame_every: Annotated[int, typer.Option(help="Steps between frames of md.xyz.")] = 100,
+    restart_every: Annotated[int, typer.Option(help="Steps between restart files: what a kill costs at most.")] = 1000,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    dtype: Precision = DType.float32,
+):
+    """Run molecular dynamics that continues bitwise after a kill.
+
+    `equinn md silicon start.xyz --ensemble nvt --temperature 300 --steps 10000`
+    """
+    from .calculator import EquiCalculator
+    from .dynamics import MDSettings
+    from .dynamics import md as run
+
+    settings = MDSettings(
+        ensemble.value, temperature, timestep, pressure, thermostat_time, barostat_time, initial_temperature, seed,
+        log_every, frame_every, restart_every,
+    )  # fmt: skip
+    calculator = EquiCalculator(potential, device=device, dtype=dtype.value)
+    existing = show.existing(resume, overwrite)
+    with show.progress_bar("md", steps) as advance:
+        result = run(structure, calculator, settings, steps, output=out, existing=existing, progress=advance)
+    show.ran(result)
+
+
+@app.command(rich_help_panel=MAKE)
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML; see below.", show_default=False)],
+    max_time: Annotated[
+        Optional[str], typer.Option(help="Fit the whole schedule into this wall-clock time: 90s, 25min, 2h.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run; at most one epoch is lost.")] = False,
+    data: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="Look for data files here, by name and sha256.", show_default=False)
+    ] = None,
+):
+    """Train a potential from extended XYZ files.
+
+    The smallest config is
+
+    `data: {train: train.xyz, valid: valid.xyz}`
+
+    `output: my_potential`
+
+    Ctrl-C keeps the best potential so far. The output folder is ready for `EquiCalculator("my_potential")`.
+    """
+    from .train import train as run
+
+    run(config, max_time=max_time, resume=resume, data_dir=data)
+
+
+@app.command("eval", rich_help_panel=MAKE)
+def evaluate(
+    potential: PotentialName,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Labelled structures.", show_default=False)],
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the errors.", show_default=False)] = None,
+    plot: Annotated[Optional[Path], typer.Option(help="Write a parity plot.", show_default=False)] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Write labels and predictions as extxyz.", show_default=False)] = None,
+    energy_key: Annotated[Optional[str], typer.Option(help="Default: REF_energy, else energy.", show_default=False)] = None,
+    forces_key: Annotated[Optional[str], typer.Option(help="Default: REF_forces, else forces.", show_default=False)] = None,
+    stress_key: Annotated[Optional[str], typer.Option(help="Default: REF_stress, else stress.", show_default=False)] = None,
+    virial_key: Annotated[Optional[str], typer.Option(help="Default: REF_virial, else virial.", show_default=False)] = None,
+    device: Device = "auto",
+    dtype: Precision = DType.float32,
+):
+    """Compare a potential with reference energies, forces and stresses.
+
+    `equinn eval silicon test.xyz --json errors.json --plot parity.png --out predictions.xyz`
+    """
+    from .calculator_arguments import find_device
+    from .data import Keys, write_frames
+    from .evaluate import evaluate as run
+    from .potential import Potential
+    from .potential_file import write_atomic
+
+    loaded = Potential.load(potential, dtype=dtype.value, device=find_device(device))
+    result = run(loaded, files, keys=Keys(energy_key, forces_key, stress_key, virial_key))
+    show.errors(result.errors)
+    if json_file:
+        write_atomic(json_file, (json.dumps(result.errors, indent=2) + "\n").encode())
+    if out:
+        write_frames(out, result.frames, result.predictions)
+
+
+@app.command(rich_help_panel=LOOK)
+def info(
+    potential: Annotated[Optional[str], typer.Argument(metavar="POTENTIAL", help="None lists the shipped ones.")] = None,
+):
+    """Print what a potential says about itself; without an argument, the shipped potentials."""
+    from .potential import read_header, shipped_potentials
+
+    if potential is None:
+        show.shipped(shipped_potentials())
+    else:
+        show.header(potential, read_header(potential))
+
+
+def main() -> None:
+    app()

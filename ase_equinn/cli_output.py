@@ -1,0 +1,146 @@
+"""What the commands print: errors as one line, tables, progress bars."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+EXTRAS = {"lightning": "train", "plotly": "plot", "phonopy": "phonons", "pymatgen": "pymatgen", "torch_cluster": "cluster"}
+
+RUN_ERRORS = ("RunError", "CalculationFailed", "CalculatorSetupError")  # by name: their modules are heavy
+
+
+def out() -> Console:
+    """Results go to standard output."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Progress and messages go to standard error, so that results can be piped."""
+    return Console(stderr=True, highlight=False)
+
+
+def fail(message: str) -> None:
+    err().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error that the user can mend; None for any other, which keeps its traceback."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        return extra and f'{error.name} is not installed; it comes with: pip install "ase_equinn[{extra}]"'
+    if isinstance(error, (ValueError, OSError, NotImplementedError)) or type(error).__name__ in RUN_ERRORS:
+        return str(error) or type(error).__name__
+    return None
+
+
+def existing(resume: bool, overwrite: bool) -> str:
+    """What dynamics.md and dynamics.relax shall do with the files of an earlier run."""
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    return "resume" if resume else "overwrite" if overwrite else "refuse"
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable], note: str | None = None) -> None:
+    """Numbers right, words left; None is a dash."""
+    grid = Table()
+    rows = [list(row) for row in rows]
+    for k, column in enumerate(columns):
+        number = bool(rows) and all(isinstance(row[k], (int, float)) or row[k] is None for row in rows)
+        grid.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(text(value) for value in row))
+    console = out()
+    console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+    console.print(grid)
+    if note:
+        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+
+
+def text(value) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return escape(str(value))
+
+
+@contextmanager
+def progress_bar(description: str, total: int, done: int = 0):
+    """Yields advance(step, note=""), which sets the bar to `step` of `total`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+    with Progress(*columns, console=err()) as progress:
+        task = progress.add_task(description, total=total, completed=done, note="")
+        yield lambda step, note="": progress.update(task, completed=step, note=note)
+
+
+def shipped(found: dict) -> None:
+    table("Shipped potentials", ["name", "folder"], sorted(found.items()), "equinn info NAME says more about one")
+
+
+def header(path: str, found: dict) -> None:
+    """The header of a potential file (potential_file.HEADER_FIELDS): the whole, energies of the species, errors."""
+    from ase.data import chemical_symbols
+
+    metadata = dict(found["metadata"])
+    trained_errors, training = metadata.pop("errors", {}), metadata.pop("training", {})
+    rows = [["model", model_text(model)] for model in found["models"]]
+    rows += [
+        ["species", " ".join(chemical_symbols[z] for z in found["species"])],
+        ["cutoff", f"{found['cutoff']:g} Å"],
+        ["dtype", found["dtype"]],
+        *([key.replace("_", " "), nested(value)] for key, value in sorted(metadata.items())),
+        *([key.replace("_", " "), text(value)] for key, value in training.items() if not isinstance(value, dict)),
+        ["written by", f"ase_equinn {found['code_version']}, format {found['format_version']}"],
+        ["sha256", found["sha256"]],
+    ]
+    table(path, ["", ""], rows)
+    columns = [found[key] for key in ("reference_energies", "shift", "isolated_energies")]
+    energies = [[chemical_symbols[z], *(column[str(z)] for column in columns)] for z in found["species"]]
+    table("Energies per atom, eV", ["species", "reference", "shift", "isolated atom"], energies)
+    for name, result in trained_errors.items():
+        errors(result, f"{name}, ")
+
+
+def model_text(model: dict) -> str:
+    settings = "\n".join(f"{key} {nested(value)}" for key, value in model["hyperparameters"].items() if key != "species")
+    return f"{model['architecture']}, scale {model['scale']:g}\n{settings}"
+
+
+def nested(value) -> str:
+    """Mappings one entry a line, lists in one line."""
+    if isinstance(value, dict):
+        return "\n".join(f"{key.replace('_', ' ')} {nested(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(nested(item) for item in value)
+    return text(value)
+
+
+def errors(found: dict, name: str = "") -> None:
+    """The errors of metrics.errors, overall and per species."""
+    units = [("energy", "meV/atom"), ("energy_total", "meV/structure"), ("force", "meV/Å"), ("stress", "meV/Å³")]
+    rows = [[key.replace("_", " "), unit, found[f"{key}_mae"], found[f"{key}_rmse"]] for key, unit in units]
+    if len(found["per_species"]) > 1:
+        rows += [[f"force on {s}", "meV/Å", e["force_mae"], e["force_rmse"]] for s, e in found["per_species"].items()]
+    table(f"{name}{found['n_frames']} frames", ["", "unit", "MAE", "RMSE"], rows)
+
+
+def relaxed(result, folder) -> None:
+    """A dynamics.Relaxed."""
+    state = "[green]relaxed[/]" if result.converged else "[yellow]not converged[/]"
+    stress = "" if result.max_stress is None else f", max stress {result.max_stress:.3g} GPa"
+    energy = result.atoms.get_potential_energy()
+    out().print(f"{state} after {result.steps} steps: energy {energy:.6f} eV, max force {result.max_force:.3g} eV/Å{stress}")
+    out().print(f"written to {escape(str(folder))}: relaxed.xyz, relax.csv, relax.xyz", soft_wrap=True)
+
+
+def ran(result) -> None:
+    """A dynamics.MDRun."""
+    out().print(f"{result.step} steps, {result.atoms.get_temperature():.1f} K at the last")
+    out().print(f"written: {escape(f'{result.log}, {result.trajectory}, {result.restart}')}", soft_wrap=True)
