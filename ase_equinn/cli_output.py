@@ -70,14 +70,25 @@ def text(value) -> str:
 
 
 @contextmanager
-def progress_bar(description: str, total: int, done: int = 0):
-    """Yields advance(step, note=""), which sets the bar to `step` of `total`."""
+def progress_bar(description: str, total: int):
+    """Yields advance(step, note=""), which sets the bar to `step` of `total`; nothing is shown before it is called."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-    with Progress(*columns, console=err()) as progress:
-        task = progress.add_task(description, total=total, completed=done, note="")
-        yield lambda step, note="": progress.update(task, completed=step, note=note)
+    columns = (
+        TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    console = err()
+    progress = Progress(*columns, console=console, disable=not console.is_terminal)
+    task = progress.add_task(description, total=total, note="")
+
+    def advance(step: int, note: str = "") -> None:
+        progress.start()
+        progress.update(task, completed=step, note=note)
+
+    try:
+        yield advance
+    finally:
+        progress.stop()
 
 
 def shipped(found: dict) -> None:

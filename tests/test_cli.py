@@ -1,0 +1,223 @@
+"""The command line: what it passes on, prints and exits with. What the commands compute is tested with their modules."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import read, write
+from typer.testing import CliRunner
+
+from ase_equinn.cli import app
+
+COMMANDS = ("demo", "train", "eval", "info", "check", "relax", "md", "plot")
+
+
+def equinn(*arguments, code: int = 0):
+    """Runs a command in this process; a traceback anywhere fails the test."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*arguments) -> str:
+    """The one line on standard error with which a command refuses its input."""
+    result = equinn(*arguments, code=2)
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def potential(tmp_path_factory) -> Path:
+    """An untrained SchNet with energies of some meV, so that a rattled crystal neither relaxes at once nor collapses."""
+    import torch
+
+    from ase_equinn import Potential, SchNet
+
+    folder = tmp_path_factory.mktemp("potential") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = SchNet((8, 14), 4.0, avg_num_neighbors=16.0)
+    errors = dict.fromkeys(("energy", "energy_total", "force", "stress"), 1.25)
+    errors = {f"{name}_{kind}": value for name, value in errors.items() for kind in ("mae", "rmse")}
+    metadata = {"level_of_theory": "PBE", "errors": {"test": {"n_frames": 3, "per_species": {}, **errors}}}
+    Potential(model, scale=1e-3, reference_energies={8: -430.5, 14: -7881.25}, metadata=metadata).save(folder)
+    return folder
+
+
+@pytest.fixture
+def structure(tmp_path) -> Path:
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.05, seed=0)
+    write(tmp_path / "start.xyz", atoms)
+    return tmp_path / "start.xyz"
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    frames = []
+    for seed in range(3):
+        atoms = bulk("Si", cubic=True)
+        atoms.rattle(0.05, seed=seed)
+        atoms.info["REF_energy"] = -8 * 7881.25 + 0.008 * seed
+        atoms.arrays["REF_forces"] = np.full((8, 3), 0.5)
+        frames.append(atoms)
+    write(tmp_path / "labelled.xyz", frames)
+    return tmp_path / "labelled.xyz"
+
+
+def test_help_is_a_page_with_every_command_and_examples():
+    text = equinn("--help").stdout
+    for command in COMMANDS:
+        assert f" {command} " in text
+        assert f"equinn {command}" in text, f"no example for {command}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_its_arguments(command):
+    text = equinn(command, "--help").stdout
+    assert f"Usage: equinn {command}" in text
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    """Half a second is what a person waits for without noticing; the process below may share its core, hence the best of 3."""
+    code = "import sys; sys.argv = ['equinn', '--help']\nfrom ase_equinn.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print(*sorted(sys.modules), file=sys.stderr)"
+
+    def seconds():
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert not {"torch", "numpy", "ase", "matplotlib"} & set(done.stderr.split())
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 1.0
+
+
+def test_version():
+    import ase_equinn
+
+    assert equinn("--version").stdout.strip() == ase_equinn.__version__
+
+
+def test_info_prints_the_header(potential):
+    text = equinn("info", potential).stdout
+    from ase_equinn import read_header
+
+    header = read_header(potential)
+    for fact in ("schnet", "O Si", "4 Å", "float32", "PBE", header["sha256"], "-7881.25", "test, 3 frames", "1.25"):
+        assert fact in text, fact
+
+
+def test_info_lists_the_shipped_potentials():
+    from ase_equinn import shipped_potentials
+
+    text = equinn("info").stdout
+    assert all(name in text for name in shipped_potentials())
+
+
+def test_eval_writes_errors_and_predictions(potential, labelled, tmp_path):
+    from ase_equinn import EquiCalculator
+
+    text = equinn(
+        "eval", potential, labelled, "--json", tmp_path / "e.json", "--out", tmp_path / "p.xyz", "--dtype", "float64"
+    ).stdout
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert list(found) == [
+        "n_frames", "energy_mae", "energy_rmse", "energy_total_mae", "energy_total_rmse",
+        "force_mae", "force_rmse", "stress_mae", "stress_rmse", "per_species",
+    ]  # fmt: skip
+    assert found["n_frames"] == 3 and found["stress_mae"] is None
+    calculator = EquiCalculator(potential, dtype="float64", device="cpu")
+    difference = []
+    for atoms, predicted in zip(read(labelled, ":"), read(tmp_path / "p.xyz", ":"), strict=True):
+        reference = atoms.arrays["REF_forces"]
+        atoms.calc = calculator
+        assert predicted.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+        difference.append(atoms.get_forces() - reference)
+    assert found["force_mae"] == pytest.approx(1000 * np.abs(difference).mean(), rel=1e-6)
+    assert "3 frames" in text and "meV/atom" in text
+
+
+def test_eval_draws_the_parity_plot(potential, labelled, tmp_path):
+    equinn("eval", potential, labelled, "--plot", tmp_path / "parity.png")
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_relax_writes_the_relaxed_structure(potential, structure, tmp_path):
+    out = tmp_path / "relaxed"
+    text = equinn("relax", potential, structure, "--fmax", 1e-4, "--out", out, "--dtype", "float64").stdout
+    assert "relaxed after" in text
+    relaxed = read(out / "relaxed.xyz")
+    assert np.linalg.norm(relaxed.get_forces(), axis=1).max() < 1e-4
+    assert np.abs(relaxed.cell - read(structure).cell).max() == 0
+
+
+def test_relax_exits_1_if_it_did_not_converge(potential, structure, tmp_path):
+    result = equinn("relax", potential, structure, "--fmax", 1e-9, "--steps", 2, "--out", tmp_path / "r", code=1)
+    assert "not converged after 2 steps" in result.stdout
+
+
+def test_md_resumed_equals_md_in_one_go(potential, structure, tmp_path):
+    command = ["md", potential, structure, "--ensemble", "nvt", "--temperature", 300, "--log-every", 2, "--frame-every", 5]
+    equinn(*command, "--steps", 20, "--out", tmp_path / "whole")
+    equinn(*command, "--steps", 10, "--out", tmp_path / "parts")
+    equinn(*command, "--steps", 20, "--out", tmp_path / "parts", "--resume")
+    for name in ("md.csv", "md.xyz"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_md_refuses_to_overwrite(potential, structure, tmp_path):
+    command = ["md", potential, structure, "--temperature", 300, "--steps", 2, "--out", tmp_path / "md"]
+    equinn(*command)
+    assert "md.csv exists" in refused(*command)
+    assert "exclude each other" in refused(*command, "--resume", "--overwrite")
+    equinn(*command, "--overwrite")
+
+
+def test_mistakes_are_one_line(potential, structure, labelled, tmp_path):
+    """The message names what is wrong; no traceback."""
+    assert "no_such_potential" in refused("info", "no_such_potential")
+    assert "missing.xyz" in refused("relax", potential, tmp_path / "missing.xyz", "--out", tmp_path / "a")
+    assert "'mps'" in refused("relax", potential, structure, "--device", "mps", "--out", tmp_path / "b")
+    assert "temperature" in refused("md", potential, structure, "--ensemble", "nvt", "--out", tmp_path / "c")
+    assert "my_energy" in refused("eval", potential, labelled, "--energy-key", "my_energy")
+    assert "config.yaml" in refused("train", tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("data: {train: a.xyz}\noutput: x\nmodle: nequip\n")
+    assert "did you mean 'model'" in refused("train", tmp_path / "config.yaml")
+    write(tmp_path / "gold.xyz", Atoms("Au"))
+    assert "Au" in refused("relax", potential, tmp_path / "gold.xyz", "--out", tmp_path / "d")
+    write(tmp_path / "molecule.xyz", Atoms("SiO", [[0, 0, 0], [0, 0, 1.6]]))
+    assert "periodic" in refused("relax", potential, tmp_path / "molecule.xyz", "--cell", "full", "--out", tmp_path / "e")
+
+
+def test_damaged_potential_is_one_line(potential, tmp_path):
+    content = bytearray((potential / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert "damaged" in refused("info", tmp_path / "model.safetensors")
+
+
+def test_debug_shows_the_traceback():
+    result = CliRunner().invoke(app, ["--debug", "info", "no_such_potential"])
+    assert type(result.exception).__name__ == "PotentialFileError"
+
+
+def test_missing_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    assert 'pip install "ase_equinn[plot]"' in refused("plot", "harmonics", "--lmax", 1, "-o", tmp_path / "a.html")
+
+
+def test_installed_command_exits_2_without_traceback():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("equinn"), "info", "no_such_potential"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "no_such_potential" in done.stderr
