@@ -199,9 +199,9 @@ def fit(run: Run, checkpoint_path: Path, *, extra: dict | None = None, after_ste
     epochs = None if run.clock.budget is not None else run.config.training.epochs - run.epoch
     if run.stopped or (epochs is not None and epochs <= 0):
         return
-    with _quiet(), _ctrl_c(run):
-        from lightning.pytorch import Trainer
+    from lightning.pytorch import Trainer
 
+    with _quiet(), _ctrl_c(run):
         trainer = Trainer(
             accelerator="gpu" if run.potential.device.type == "cuda" else "cpu",
             devices=1,
@@ -259,7 +259,7 @@ def _adapter(run: Run, checkpoint_path: Path, extra: dict, after_step: Callable[
 @contextmanager
 def _quiet():
     """Lightning's advice and device messages are left out; its errors are not."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
