@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..graph import Graph
 from ..nn import SpeciesIndex
-from ..radial import GaussianBasis, cosine_envelope
+from ..radial import GaussianBasis, check_count, check_cutoff, cosine_envelope
 
 
 def shifted_softplus(x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class SchNet(nn.Module):
         n_basis: Gaussians between 0 and the cutoff.
 
     Raises:
-        ValueError: cutoff or avg_num_neighbors <= 0, n_channels < 2, n_layers < 0, n_basis < 2, with the value.
+        ValueError: cutoff or avg_num_neighbors <= 0, n_channels < 2, n_layers < 0, n_basis < 1, with the value.
     """
 
     def __init__(
@@ -88,15 +88,12 @@ class SchNet(nn.Module):
         n_basis: int = 32,
     ):
         super().__init__()
-        if not cutoff > 0:
-            raise ValueError(f"SchNet: cutoff must be positive, got {cutoff}")
-        if not avg_num_neighbors > 0:
-            raise ValueError(f"SchNet: avg_num_neighbors must be positive, got {avg_num_neighbors}")
-        for name, value, least in (("n_channels", n_channels, 2), ("n_layers", n_layers, 0), ("n_basis", n_basis, 2)):
-            if value < least:
-                raise ValueError(f"SchNet: {name} must be at least {least}, got {value}")
+        if not 0 < avg_num_neighbors < math.inf:
+            raise ValueError(f"SchNet: avg_num_neighbors must be positive and finite, got {avg_num_neighbors!r}")
+        check_count("SchNet", "n_channels", n_channels, 2)
+        check_count("SchNet", "n_layers", n_layers, 0)
         self.index = SpeciesIndex(species)
-        self.species, self.cutoff = self.index.species, float(cutoff)
+        self.species, self.cutoff = self.index.species, check_cutoff("SchNet", cutoff)
         self.hyperparameters = dict(
             species=list(self.species), cutoff=self.cutoff, avg_num_neighbors=float(avg_num_neighbors),
             n_channels=n_channels, n_layers=n_layers, n_basis=n_basis,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import nullcontext
 from typing import Sequence
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..graph import Graph
 from ..irreps import Irreps, clebsch_gordan
 from ..nn import SpeciesIndex
-from ..radial import SmoothFiniteBasis
+from ..radial import SmoothFiniteBasis, check_count, check_cutoff
 
 # e3nn 0.4 unpickles its table of constants, which torch >= 2.6 refuses unless `slice` is allowed; for this import only.
 _safe_globals = getattr(torch.serialization, "safe_globals", lambda _: nullcontext())
@@ -48,7 +49,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor, harmonics: Tensor, basis: Tensor) -> Tensor:
         centre, neighbour = edge_index
-        messages = self.product(x[neighbour], harmonics, self.radial(basis))
+        messages = self.product(x.index_select(0, neighbour), harmonics, self.radial(basis))
         update = messages.new_zeros(len(x), messages.shape[1]).index_add(0, centre, messages)
         return self.gate(self.linear(x) + update / self.z**0.5)
 
@@ -95,16 +96,13 @@ class TFN(nn.Module):
         scalars = o3.Irreps([(hidden.count("0e"), "0e")])
         if not scalars.dim:
             raise ValueError(f"TFN: irreps_hidden must contain even scalars (0e), got {irreps_hidden!r}")
-        for name, value in (("cutoff", cutoff), ("avg_num_neighbors", avg_num_neighbors)):
-            if not value > 0:
-                raise ValueError(f"TFN: {name} must be positive, got {value}")
-        for name, value, least in (
-            ("lmax", lmax, 0), ("n_layers", n_layers, 1), ("n_basis", n_basis, 1), ("radial_width", radial_width, 1),
-        ):  # fmt: skip
-            if value < least:
-                raise ValueError(f"TFN: {name} must be at least {least}, got {value}")
+        if not 0 < avg_num_neighbors < math.inf:
+            raise ValueError(f"TFN: avg_num_neighbors must be positive and finite, got {avg_num_neighbors!r}")
+        check_count("TFN", "lmax", lmax, 0)
+        check_count("TFN", "n_layers", n_layers)
+        check_count("TFN", "radial_width", radial_width)
         self.index = SpeciesIndex(species)
-        self.species, self.cutoff = self.index.species, float(cutoff)
+        self.species, self.cutoff = self.index.species, check_cutoff("TFN", cutoff)
         self.hyperparameters = dict(
             species=list(self.species), cutoff=self.cutoff, avg_num_neighbors=float(avg_num_neighbors),
             irreps_hidden=str(hidden), lmax=lmax, n_layers=n_layers, n_basis=n_basis, radial_width=radial_width,
