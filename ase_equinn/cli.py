@@ -258,6 +258,33 @@ def evaluate(
         write_frames(out, result.frames, result.predictions)
 
 
+@app.command(rich_help_panel=MAKE)
+def check(
+    potential: PotentialName,
+    structure: Annotated[
+        Optional[Path], typer.Argument(metavar="STRUCTURE", help="Default: a frame that came with it, or a crystal.")
+    ] = None,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the table.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Of displacements, rotations and momenta.")] = 0,
+    device: Device = "auto",
+):
+    """Prove a potential sound: exact derivatives and symmetries, no jumps, stable dynamics. Exit status 1 if one fails.
+
+    `equinn check silicon structure.xyz --json check.json`
+    """
+    from .check import as_dict, check_table
+    from .check import check as run
+    from .potential_file import write_atomic
+
+    with show.named_bar("check") as progress:
+        results = run(potential, structure, device=device, seed=seed, progress=progress)
+    show.out().print(check_table(results))
+    if json_file:
+        write_atomic(json_file, (json.dumps(as_dict(results), indent=2) + "\n").encode())
+    if not all(result.passed for result in results):
+        raise typer.Exit(1)
+
+
 @app.command(rich_help_panel=LOOK)
 def info(
     potential: Annotated[Optional[str], typer.Argument(metavar="POTENTIAL", help="None lists the shipped ones.")] = None,

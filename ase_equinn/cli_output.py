@@ -31,7 +31,9 @@ def fail(message: str) -> None:
 def explain(error: Exception) -> str | None:
     """One line for an error that the user can mend; None for any other, which keeps its traceback."""
     if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if not error.name:
+            return str(error)
+        extra = EXTRAS.get(error.name.split(".")[0])
         return extra and f'{error.name} is not installed; it comes with: pip install "ase_equinn[{extra}]"'
     if isinstance(error, (ValueError, OSError, NotImplementedError)) or type(error).__name__ in RUN_ERRORS:
         return str(error) or type(error).__name__
@@ -81,14 +83,21 @@ def progress_bar(description: str, total: int):
     progress = Progress(*columns, console=console, disable=not console.is_terminal)
     task = progress.add_task(description, total=total, note="")
 
-    def advance(step: int, note: str = "") -> None:
+    def advance(step: int, note: str = "", total: int | None = None) -> None:
         progress.start()
-        progress.update(task, completed=step, note=note)
+        progress.update(task, completed=step, note=note, total=total)
 
     try:
         yield advance
     finally:
         progress.stop()
+
+
+@contextmanager
+def named_bar(description: str):
+    """Yields begin(name, done, total) for work in named parts, as check.check and demo.demo report it."""
+    with progress_bar(description, 1) as advance:
+        yield lambda name, done, total: advance(done, name, total)
 
 
 def shipped(found: dict) -> None:

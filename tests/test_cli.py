@@ -14,6 +14,7 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 from ase_equinn.cli import app
+from ase_equinn.cli_output import explain
 
 COMMANDS = ("demo", "train", "eval", "info", "check", "relax", "md", "plot")
 
@@ -209,10 +210,55 @@ def test_debug_shows_the_traceback():
     assert type(result.exception).__name__ == "PotentialFileError"
 
 
+@pytest.mark.parametrize(
+    "arguments, name, start",
+    [
+        (["basis", "gaussian", "--n", 5, "--cutoff", 5], "gaussian.png", b"\x89PNG"),
+        (["basis", "bessel-legendre", "-n", 1, "-l", 2], "bessel-legendre.png", b"\x89PNG"),
+        (["wigner", "--irreps", "2x0e+1x1o"], "wigner.png", b"\x89PNG"),
+    ],
+)
+def test_plot_writes_a_picture(arguments, name, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert equinn("plot", *arguments).stdout.strip() == name
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_plot_harmonics_writes_a_picture_and_a_page(tmp_path):
+    pytest.importorskip("plotly", reason="the page needs plotly")
+    equinn("plot", "harmonics", "--lmax", 1, "-o", tmp_path / "y.png")
+    assert (tmp_path / "y.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<html" in (tmp_path / "y.html").read_bytes()[:100]
+
+
+def test_plot_names_are_those_of_the_bases():
+    from ase_equinn.cli_plot import Basis
+    from ase_equinn.radial import BASES
+
+    assert {item.value for item in Basis} == {*BASES, "bessel-legendre"}
+
+
+def test_check_passes_and_fails_by_its_exit_status(potential, tmp_path, monkeypatch):
+    text = equinn("check", potential, "--json", tmp_path / "check.json").stdout
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert report["passed"] and len(report["checks"]) > 10
+    assert all(entry["name"] in text for entry in report["checks"])
+    from ase_equinn import check
+
+    def failing(*_, **__):
+        return [check.CheckResult("forces", 1.0, 1e-6, False, 0.1, "eV/A", "made to fail")]
+
+    monkeypatch.setattr(check, "check", failing)
+    assert "FAIL" in equinn("check", potential, code=1).stdout
+
+
 def test_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    assert 'pip install "ase_equinn[plot]"' in refused("plot", "harmonics", "--lmax", 1, "-o", tmp_path / "a.html")
+    assert "plotly" in refused("plot", "harmonics", "--lmax", 1, "-o", tmp_path / "a.png", "--html", tmp_path / "a.html")
+    error = ModuleNotFoundError("No module named 'lightning'", name="lightning.pytorch")
+    assert 'pip install "ase_equinn[train]"' in explain(error)
+    assert explain(ModuleNotFoundError("No module named 'torhc'", name="torhc")) is None, "a bug keeps its traceback"
 
 
 def test_installed_command_exits_2_without_traceback():
