@@ -21,7 +21,7 @@ COINCIDENT = 1e-4  # A; atoms closer than this are an error of the input, not a 
 
 
 class Graph(NamedTuple):
-    """Atoms and edges of `n_graphs` structures; edges are sorted by (i, j, S), those of atom i are row_ptr[i]:row_ptr[i+1]."""
+    """Atoms and edges of `n_graphs` structures. Edges are sorted by (i, j, S): atom i has row_ptr[i]:row_ptr[i + 1]."""
 
     numbers: torch.Tensor  # (n,) int64: atomic numbers
     cell: torch.Tensor  # (g, 3, 3) float64, A: rows are cell vectors
@@ -114,9 +114,8 @@ def edge_vectors(graph: Graph, positions: torch.Tensor) -> torch.Tensor:
         ValueError: for positions of another shape or precision.
     """
     if positions.shape != (len(graph.numbers), 3) or positions.dtype != torch.float64:
-        raise ValueError(
-            f"positions must be float64 of shape ({len(graph.numbers)}, 3), got {positions.dtype} {tuple(positions.shape)}"
-        )
+        got = f"{positions.dtype} of shape {tuple(positions.shape)}"
+        raise ValueError(f"positions must be torch.float64 of shape ({len(graph.numbers)}, 3), got {got}")
     counts = graph.shift.T.to(torch.float64, memory_format=torch.contiguous_format)
     cell = graph.cell[0] if graph.n_graphs == 1 else graph.cell[graph.batch[graph.edge_index[0]]].permute(1, 2, 0)
     return torch.stack(pair_components(positions, graph.edge_index, counts, cell), dim=1)
@@ -166,9 +165,8 @@ def check_coincident(graph: Graph, vectors: torch.Tensor) -> None:
         structure = int(graph.batch[i])
         first = int((graph.batch < structure).sum())
         where = f" of structure {structure}" if graph.n_graphs > 1 else ""
-        raise ValueError(
-            f"atoms {int(i) - first} and {int(j) - first}{where} are {distance:.3g} A apart; at least {COINCIDENT:g} A needed"
-        )
+        pair = f"atoms {int(i) - first} and {int(j) - first}{where}"
+        raise ValueError(f"{pair} are {distance:.3g} A apart, less than {COINCIDENT:g} A")
 
 
 def _check_type(atoms) -> None:

@@ -1,8 +1,8 @@
 """Neighbour pairs under any periodic boundary conditions: r_ij = r_j - r_i + S @ cell with |r_ij| < cutoff.
 
-Conventions: `edge_index[0]` = i is the centre, `edge_index[1]` = j the neighbour, S counts cell vectors (rows of `cell`),
-every pair appears from both ends, no pair is ever dropped, an atom may neighbour its own images. Pairs come in one
-canonical order, ascending in (i, j, S), so that no result depends on how or when the list was built.
+Conventions: `edge_index[0]` = i is the centre, `edge_index[1]` = j the neighbour, S counts cell vectors (rows of
+`cell`), every pair appears from both ends, no pair is ever dropped, an atom may neighbour its own images. Pairs come in
+one canonical order, ascending in (i, j, S), so that no result depends on how or when the list was built.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-BACKENDS = ("vesin", "torch_cluster")
+from ase_equinn.neighbors_search import torch_cluster_pairs, vesin_pairs
+
+BACKENDS = {"vesin": vesin_pairs, "torch_cluster": torch_cluster_pairs}
 _FLAT = 1e-8  # periodic cell vectors scaled to unit length that span less than this are degenerate
 _MAX_CELLS = 2**29  # atoms farther than this many cells from the origin would overflow the int32 shifts
-_CHUNK = 2**24  # torch-cluster allocates queries x candidates integers at once on CUDA
 
 
 class Pairs(NamedTuple):
@@ -39,10 +40,13 @@ class _Built(NamedTuple):
 
 
 class NeighborList:
-    """A Verlet list gives exactly the pairs of a fresh one at every call; the skin decides only how often it is rebuilt.
+    """A Verlet list gives exactly the pairs of a fresh one at every call; the skin decides only how often it is built.
 
     Pairs within cutoff + skin are found once and filtered by |r_ij| < cutoff at each call. With h0 F = h (cells at the
-    build and now) and u = r F^-1 - r0 less its mean, the list is kept while smax(F^-1) cutoff + 2 max|u| <= cutoff + skin:
+    build and now) and u = r F^-1 - r0 less its mean, the list is kept while
+
+        smax(F^-1) cutoff + 2 max|u| <= cutoff + skin:
+
     v = r_j - r_i + S h gives v F^-1 = (r0_j - r0_i + S h0) + u_j - u_i, so for |v| < cutoff the distance at the build
     was |v F^-1 - u_j + u_i| <= smax(F^-1) cutoff + 2 max|u| <= cutoff + skin: the pair is in the list.
 
@@ -116,14 +120,16 @@ class NeighborList:
     def _build(self, positions: torch.Tensor, cell: np.ndarray, pbc: np.ndarray) -> _Built:
         frame = complete_cell(cell, pbc)
         inverse = np.linalg.inv(frame)
+        if not len(positions):
+            nothing = torch.zeros((3, 0), dtype=torch.int32, device=positions.device)
+            return _Built(positions, pbc, frame, inverse, nothing[:2].long(), nothing.T, nothing.double())
         bad = (~torch.isfinite(positions).all(1)).nonzero()[:, 0].tolist()
         if bad:
             raise ValueError(f"the position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}")
         wrapped, count = _wrap(positions, frame, inverse, pbc)
-        size = positions.abs().max().item() if len(positions) else 0.0
-        radius = self.cutoff + self.skin + 1e-9 + 1e-14 * size  # round-off loses no pair, far from the origin neither
-        search = _vesin_pairs if self.backend == "vesin" else _torch_cluster_pairs
-        edge_index, shift = search(wrapped, frame, pbc, radius)
+        # The margin covers round-off, so that no pair is lost to it far from the origin either.
+        radius = self.cutoff + self.skin + 1e-9 + 1e-14 * positions.abs().max().item()
+        edge_index, shift = BACKENDS[self.backend](wrapped, frame, pbc, radius)
         order = torch.argsort(_canonical_key(edge_index, shift, len(positions)))
         edge_index, shift = edge_index.index_select(1, order), shift.index_select(0, order)
         shift = shift + (count.index_select(0, edge_index[0]) - count.index_select(0, edge_index[1]))
@@ -192,7 +198,9 @@ def pair_components(positions, edge_index, counts, cell) -> list[torch.Tensor]:
 
 
 def _inputs(positions, cell, pbc) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    positions = torch.as_tensor(positions).detach().to(torch.float64)
+    if not isinstance(positions, torch.Tensor):
+        positions = torch.from_numpy(np.array(positions, dtype=np.float64))
+    positions = positions.detach().to(torch.float64)
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise ValueError(f"positions must have the shape (n, 3), got {tuple(positions.shape)}")
     cell, pbc = (x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in (cell, pbc))
@@ -208,7 +216,7 @@ def _wrap(positions, frame, inverse, pbc) -> tuple[torch.Tensor, torch.Tensor]:
     device = positions.device
     scaled = positions @ torch.from_numpy(inverse).to(device)
     count = torch.floor(scaled) * torch.from_numpy(pbc).to(device)
-    if len(count) and count.abs().max().item() > _MAX_CELLS:
+    if count.abs().max().item() > _MAX_CELLS:
         atom = count.abs().amax(1).argmax().item()
         raise ValueError(f"atom {atom} is too many cells away from the origin: {positions[atom].tolist()}")
     return positions - count @ torch.from_numpy(frame).to(device), count.to(torch.int64)
@@ -222,60 +230,3 @@ def _canonical_key(edge_index: torch.Tensor, shift: torch.Tensor, n_atoms: int) 
         for axis, width in enumerate((shift.amax(0) - low + 1).tolist()):
             key = key * width + (shift[:, axis] - low[axis])
     return key
-
-
-# The searches below take wrapped atoms and a completed cell and return, in any order, edge_index (2, E) and S (E, 3), int64.
-
-
-def _vesin_pairs(positions, cell, pbc, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pairs within a radius by vesin's cell lists: O(n). Source: https://github.com/luthaf/vesin"""
-    from vesin import NeighborList as Vesin
-
-    device = positions.device
-    if not pbc.all() and len(positions):  # the box ends where the atoms end in directions without periodicity
-        axes = torch.from_numpy(cell[~pbc]).to(device)
-        heights = positions @ axes.T
-        low = heights.amin(0)
-        positions = positions - low @ axes
-        cell = cell.copy()
-        cell[~pbc] *= np.maximum((heights.amax(0) - low).cpu().numpy(), 1.0)[:, None]
-    search = Vesin(cutoff=radius, full_list=True)
-    if device.type == "cpu":
-        pairs, shift = search.compute(positions.numpy(), cell, pbc, "PS")
-        return torch.from_numpy(pairs.T.astype(np.int64, order="C")), torch.from_numpy(shift).to(torch.int64)
-    cell, pbc = torch.from_numpy(cell).to(device), torch.from_numpy(pbc).to(device)
-    pairs, shift = search.compute(positions, cell, pbc, "PS")
-    return pairs.view(torch.int64).T.contiguous(), shift.to(torch.int64)
-
-
-def _torch_cluster_pairs(positions, cell, pbc, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pairs within a radius of the atoms and their periodic images, written out explicitly, by torch_cluster.radius."""
-    try:
-        from torch_cluster import radius as within
-    except ImportError as error:
-        raise ImportError(
-            'neighbors="torch_cluster" needs the torch-cluster package. With torch installed already (this compiles for '
-            'minutes): pip install torch-cluster --no-build-isolation. The default, "vesin", needs nothing more.'
-        ) from error
-    device, n_atoms = positions.device, len(positions)
-    if not n_atoms:
-        return torch.zeros((2, 0), dtype=torch.int64, device=device), torch.zeros((0, 3), dtype=torch.int64, device=device)
-    inverse = np.linalg.inv(cell)
-    reach = radius * np.linalg.norm(inverse, axis=0)  # the radius in units of the cell's heights
-    images = [torch.arange(-m, m + 1, device=device) for m in np.where(pbc, np.floor(reach + 1), 0).astype(int)]
-    images = torch.cartesian_prod(*images)
-    scaled = positions @ torch.from_numpy(inverse).to(device)
-    reach = torch.from_numpy(reach).to(device)
-    outside = [(scaled[:, x] + images[:, x, None] < scaled[:, x].min() - reach[x]) for x in range(3)]
-    outside += [(scaled[:, x] + images[:, x, None] > scaled[:, x].max() + reach[x]) for x in range(3)]
-    image, atom = torch.stack(outside).any(0).logical_not().nonzero().unbind(1)
-    points = positions[atom] + images[image].to(torch.float64) @ torch.from_numpy(cell).to(device)
-    chunk = n_atoms if device.type == "cpu" else max(1, _CHUNK // len(points))
-    found = []
-    for start in range(0, n_atoms, chunk):
-        i, point = within(points, positions[start : start + chunk], radius, max_num_neighbors=len(points))
-        found.append(torch.stack([i + start, point]))
-    i, point = torch.cat(found, dim=1)
-    edge_index, shift = torch.stack([i, atom[point]]), images[image[point]]
-    keep = (edge_index[0] != edge_index[1]) | shift.any(1)
-    return edge_index[:, keep], shift[keep]
