@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -11,12 +12,13 @@ from rich.console import Console
 
 from .data import Frame, FrameSet, Keys, apply_weights, file_sha256, find_file, is_isolated_atom, read_frames, split
 from .data_batches import prepare
+from .data_report import data_report, show
 from .potential import FILE_NAME, Potential
 from .potential_file import write_atomic
 from .train_checkpoint import CheckpointError, load_checkpoint
 from .train_config import ConfigError, DataFile, TrainConfig, load_config, nearest, to_yaml
 from .train_module import Run, fit
-from .train_output import TRAIN_SHOWN, finish
+from .train_output import TrainResult, finish
 from .train_progress import Display
 from .train_schedule import Clock
 from .train_statistics import build_potential, check_model, species_of, statistics
@@ -97,13 +99,17 @@ def prepare_run(
     found = checkpoint.state["statistics"] if checkpoint else statistics(config, sets.train, sets.isolated, samples)
     n_steps = config.training.epochs * -(-len(samples) // config.training.batch_size)
     elapsed = (checkpoint.state["elapsed"] if checkpoint else 0.0) + time.monotonic() - started
+    groups = {"train": sets.train, "valid": sets.valid, "test": sets.test, "isolated": sets.isolated}
+    report = data_report(groups, samples, found, sets.notes)
+    write_atomic(folder / "data_report.json", (json.dumps(report, indent=1) + "\n").encode())
+    show(report, console)
     run = Run(
         config,
         build_potential(config, found),
         samples,
         (sets.valid, valid_samples),
         Clock(config.max_seconds, n_steps, elapsed),
-        n_final=len(sets.valid) + len(sets.test) + min(TRAIN_SHOWN, len(sets.train)),
+        n_test=len(sets.test),
     )
     if checkpoint:
         run.restore(checkpoint)

@@ -26,6 +26,8 @@ from .train_config import TrainConfig
 from .train_loss import loss, loss_of_predictions, residuals
 from .train_schedule import Clock, ema_decay, learning_rate_factor
 
+TRAIN_SHOWN = 200
+PLOTS = 3.0  # seconds for the plots and files at the end
 FIT_ERRORS = ("loss", "energy_rmse", "force_rmse", "virial_rmse")
 
 
@@ -45,11 +47,12 @@ class Run:
         samples: Sequence[Batch],
         valid: tuple[Sequence[Frame], Sequence[Batch]],
         clock: Clock,
-        n_final: int,
+        n_test: int = 0,
         report: Callable[[dict], None] = lambda row: None,
     ):
         training = config.training
-        self.config, self.clock, self.report, self.n_final = config, clock, report, n_final
+        self.config, self.clock, self.report, self.n_test = config, clock, report, n_test
+        self.n_shown = min(TRAIN_SHOWN, len(samples))  # training frames that are evaluated at the end
         self.potential, self.averaged = potential.train(), copy.deepcopy(potential).eval().requires_grad_(False)
         self.batches = EpochBatches(samples, training.batch_size, config.seed)
         self.valid_frames, self.valid_samples = valid
@@ -125,9 +128,7 @@ class Run:
         """Validates the average, keeps it if it is the best, and reports; an incomplete epoch ends the run."""
         start = time.monotonic()
         valid, valid_loss = self.validate()
-        per_frame = (time.monotonic() - start) / len(self.valid_frames)
-        if self.clock.budget is not None:
-            self.clock.reserve = min(0.3 * self.clock.budget, 2.0 + 1.2 * per_frame * self.n_final)
+        self._set_aside((time.monotonic() - start) / len(self.valid_frames))
         self.epoch += 1
         gain = valid_loss < self.best_loss
         if gain:
@@ -140,6 +141,14 @@ class Run:
         row |= {"valid_loss": valid_loss} | {f"valid_{key}": valid[key] for key in _LOGGED}
         self.rows.append(row | {"best": int(gain)})
         self.report(self.rows[-1])
+
+    def _set_aside(self, per_frame: float) -> None:
+        """Time that the budget keeps for what follows the last step: evaluations (seconds per frame known) and plots."""
+        if self.clock.budget is None:
+            return
+        self.n_shown = min(self.n_shown, max(10, int(0.03 * self.clock.budget / per_frame)))
+        n_final = 2 * len(self.valid_frames) + self.n_test + self.n_shown
+        self.clock.reserve = min(0.5 * self.clock.budget, PLOTS + 1.1 * per_frame * n_final)
 
     def validate(self) -> tuple[dict, float]:
         """(errors, loss) of the averaged weights on the validation set."""

@@ -14,12 +14,14 @@ from rich.table import Table
 from .data import Frame, write_frames
 from .data_batches import prepare
 from .evaluate import predict
-from .metrics import Prediction, errors
+from .metrics import errors
+from .plot import plot_learning_curve, plot_parity, save_figure
 from .potential import Potential
+from .potential_file import write_atomic
+from .train_card import card
 from .train_module import Run
 from .train_progress import duration, number
 
-TRAIN_SHOWN = 200  # training frames that are evaluated at the end
 CHECKED = 5  # structures in check.xyz
 
 
@@ -39,7 +41,7 @@ def finish(run: Run, sets, facts: dict, console: Console) -> TrainResult:
     """Evaluates the best weights on all sets and writes the folder; the checkpoint goes unless the run can be resumed."""
     folder = Path(run.config.output)
     potential = run.best_potential()
-    groups = {"train": sets.train[:: -(-len(sets.train) // TRAIN_SHOWN)], "valid": sets.valid, "test": sets.test}
+    groups = {"train": sets.train[:: -(-len(sets.train) // run.n_shown)], "valid": sets.valid, "test": sets.test}
     groups = {name: frames for name, frames in groups.items() if frames}
     predictions = {
         name: predict(potential, prepare(frames, potential.cutoffs)) for name, frames in groups.items()
@@ -48,6 +50,10 @@ def finish(run: Run, sets, facts: dict, console: Console) -> TrainResult:
     potential.metadata = metadata(run, sets, facts, found)
     potential.save(folder)
     write_check(folder / "check.xyz", potential, sets.test or sets.valid)
+    write_atomic(folder / "README.md", card(potential, folder.name).encode())
+    save_figure(plot_parity({name: (frames, predictions[name]) for name, frames in groups.items()}), folder / "parity.png")
+    if run.rows:
+        save_figure(plot_learning_curve(run.rows), folder / "learning_curve.png")
     console.print(error_table(found))
     if run.interrupted:
         console.print(f"interrupted: the best potential so far is in {folder}; resume goes on from the last complete epoch")
@@ -72,7 +78,10 @@ def metadata(run: Run, sets, facts: dict, found: dict[str, dict]) -> dict:
     return {
         "level_of_theory": config.data.level_of_theory,
         "training_data": {
-            "files": [entry.model_dump(exclude_none=True) for entry in config.data.train],
+            "files": {
+                part: [entry.model_dump(exclude_none=True) for entry in getattr(config.data, part)]
+                for part in ("train", "valid", "test")
+            },
             **ranges(sets.train, run.batches.samples),
         },
         "errors": found,
@@ -110,8 +119,11 @@ def ranges(frames: Sequence[Frame], samples) -> dict:
 
 
 def write_check(path: Path, potential: Potential, frames: Sequence[Frame]) -> None:
-    """A few structures with the energy, forces and stress that the potential gives them in float64."""
-    chosen = list(frames[:: -(-len(frames) // CHECKED)])
+    """A few structures with the energy, forces and stress that the potential gives in float64 to what the file says."""
     exact = Potential.load(path.parent, dtype=torch.float64)
-    bare = [Frame(frame.atoms, None, None, None, frame.config_type) for frame in chosen]
+    bare = []
+    for frame in frames[:: -(-len(frames) // CHECKED)]:
+        atoms = frame.atoms.copy()
+        atoms.positions = atoms.positions.round(8)  # the digits that extxyz keeps
+        bare.append(Frame(atoms, None, None, None, frame.config_type))
     write_frames(path, bare, predict(exact, prepare(bare, exact.cutoffs)))

@@ -1,0 +1,81 @@
+"""The card of a potential: what it was trained on, how good it is, what it is not for; README.md of its folder."""
+
+from __future__ import annotations
+
+from .potential import Potential
+from .train_progress import duration, number
+
+
+def card(potential: Potential, name: str) -> str:
+    """Markdown made of the potential's metadata alone."""
+    facts = potential.metadata
+    data, training = facts["training_data"], facts["training"]
+    lines = [
+        f"# {name}",
+        "",
+        f"An interatomic potential for {', '.join(data['elements'])} "
+        f"({', '.join(type(model).__name__ for model in potential.models)}, cutoff {potential.cutoff:g} A, "
+        f"{sum(p.numel() for p in potential.parameters())} parameters).",
+        "",
+        "```python",
+        "from ase_equinn import EquiCalculator",
+        f"atoms.calc = EquiCalculator({name!r})  # this folder",
+        "```",
+        "",
+        f"Level of theory: {facts['level_of_theory'] or 'not stated in the config'}",
+        "",
+        "## Errors",
+        "",
+        "| set | frames | E MAE meV/atom | E RMSE | F MAE meV/A | F RMSE | S MAE meV/A^3 | S RMSE |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_error_row(key, result) for key, result in facts["errors"].items()),
+        "",
+        "Forces and stresses by component. The potential was chosen by its error on `valid`; `test` was looked at once.",
+        "",
+        "## Data",
+        "",
+        *(_file_line(part, entry) for part, entries in data["files"].items() for entry in entries),
+        "",
+        f"{data['n_frames']} training frames, {data['n_atoms']} atoms: "
+        + ", ".join(f"{count} {symbol}" for symbol, count in data["elements"].items()),
+        "",
+        *_range_lines(data),
+        "",
+        "Outside these ranges the potential extrapolates. Energies are relative to the isolated atoms at",
+        "; ".join(f"{symbol} {energy:.6f} eV" for symbol, energy in training["statistics"]["reference_energies"].items())
+        + f" (from: {_origins(training['statistics'])}).",
+        "",
+        "## Training",
+        "",
+        f"`equinn train train.yaml`: {training['epochs']} epochs, {training['steps']} steps in "
+        f"{duration(training['seconds'])}; weights averaged up to epoch {training['best_epoch']}.",
+        "`check.xyz` holds structures with the energies, forces and stresses that this potential gives in float64.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _error_row(name: str, result: dict) -> str:
+    cells = [number(result[f"{key}_{kind}"]) for key in ("energy", "force", "stress") for kind in ("mae", "rmse")]
+    return f"| {name} | {result['n_frames']} | {' | '.join(cells)} |"
+
+
+def _file_line(part: str, entry: dict) -> str:
+    details = [f"{key} {entry[key]}" for key in ("licence", "source", "sha256") if entry.get(key)]
+    return f"* {part} `{entry['file']}`: {', '.join(details)}"
+
+
+def _range_lines(data: dict) -> list[str]:
+    lines = []
+    if data["min_distance"] is not None:
+        lines.append(f"* shortest distance {data['min_distance']:.2f} A")
+    for key, unit in (("energy_per_atom", "eV"), ("volume_per_atom", "A^3")):
+        if data[key]:
+            lines.append(f"* {key.replace('_', ' ')} {data[key][0]:.4f} to {data[key][1]:.4f} {unit}")
+    if data["max_force"] is not None:
+        lines.append(f"* largest force component {data['max_force']:.1f} eV/A")
+    return lines
+
+
+def _origins(statistics: dict) -> str:
+    return ", ".join(sorted({origin.split(",")[0] for origin in statistics["reference_energies_from"].values()}))
