@@ -138,6 +138,11 @@ class EquiCalculator(Calculator):
         self.parameters.update(parameters)
         self.timings = {"neighbors": 0.0, "model": 0.0, "total": 0.0, "count": 0}
 
+    @property
+    def potentials(self) -> tuple[Potential, ...]:
+        """The potential, or the committee's members, on the calculator's device and in its dtype; not to be changed."""
+        return tuple(self._potentials)
+
     def __getstate__(self) -> dict:
         derived = {"_potentials", "_lists", "timings"}
         return {key: value for key, value in self.__dict__.items() if key not in derived}
