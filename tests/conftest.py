@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.register_assert_rewrite("contract", "contract_structures", "contract_symmetries")
+
 
 def pytest_collection_modifyitems(items):
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -6,7 +6,9 @@
             return MyModel((1, 6, 8), 4.0, ...).to(dtype)
 
 The model should be small (all of it runs in seconds) and know at least two species; its cutoff should exceed 3.7 A, so
-that the crystal below is smaller than it. Everything is float64 unless a test says otherwise; on CUDA under `-m gpu`.
+that the crystal of contract_structures.py is smaller than it. Everything is float64 unless a test says otherwise; on
+CUDA under `-m gpu`. tests/test_contract.py shows each test fail.
+
 Round-off of such models is near 1e-14 of the largest force; tolerances of 1e-10 leave room for deep networks and stay
 far below any real defect. Finite differences (step 1e-4 A, fourth order) are good to about 1e-9.
 """
@@ -20,84 +22,27 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from contract_structures import (
+    STRUCTURES,
+    batch,
+    crystal,
+    deviation,
+    energies,
+    evaluate,
+    molecule,
+    moved,
+    one_atom_cell,
+    rotation,
+    transformed,
+)
+from contract_symmetries import Symmetries
 
-from ase_equinn.derivatives import derivatives, energy_only, hessian
-from ase_equinn.graph import Graph, check_atoms, collate, edge_vectors, from_atoms
+from ase_equinn.derivatives import derivatives, hessian
+from ase_equinn.graph import check_atoms, edge_vectors, from_atoms
 from ase_equinn.potential import Potential
 
 STEP = 1e-4  # A, or strain, of finite differences
 STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}  # f' = sum_k c_k f(x + k h) / h + O(h^4)
-
-
-def molecule(species) -> Atoms:
-    """Seven atoms without symmetry, 1.0 to 3.6 A apart, every species among them."""
-    positions = [[0, 0, 0], [1.1, 0.1, 0.2], [-0.4, 1.2, 0.1], [0.1, -0.9, 1.2], [1.9, 1.1, 0.4], [2.1, -0.3, -0.9],
-                 [0.6, 0.7, -1.3]]  # fmt: skip
-    return Atoms(np.resize(species, 7), positions)
-
-
-def crystal(species) -> Atoms:
-    """Four atoms without symmetry in a triclinic cell with edges of 3.1 to 3.7 A, less than the cutoff."""
-    cell = [[3.1, 0.2, -0.3], [0.4, 3.4, 0.1], [-0.2, 0.5, 3.6]]
-    scaled = [[0.02, 0.01, 0.97], [0.53, 0.48, 0.03], [0.47, 0.04, 0.52], [0.01, 0.55, 0.46]]
-    return Atoms(np.resize(species, 4), scaled_positions=scaled, cell=cell, pbc=True)
-
-
-def slab(species) -> Atoms:
-    atoms = crystal(species)
-    atoms.pbc = (True, True, False)
-    return atoms
-
-
-def one_atom_cell(species) -> Atoms:
-    """All edges join the atom to its own images."""
-    return Atoms([species[0]], [[0.3, 0.2, 0.1]], cell=[[2.4, 0.1, 0.0], [-0.3, 2.2, 0.2], [0.5, 0.1, 2.6]], pbc=True)
-
-
-STRUCTURES = {"molecule": molecule, "crystal": crystal, "slab": slab, "one_atom_cell": one_atom_cell}
-
-
-def rotation(seed: int = 0, determinant: int = 1) -> np.ndarray:
-    matrix, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
-    return matrix * np.sign(np.linalg.det(matrix)) * determinant
-
-
-def transformed(atoms: Atoms, matrix: np.ndarray) -> Atoms:
-    """Positions and cell multiplied by a 3 x 3 matrix that acts on column vectors."""
-    return Atoms(atoms.numbers, atoms.positions @ matrix.T, cell=atoms.cell.array @ matrix.T, pbc=atoms.pbc)
-
-
-def moved(atoms: Atoms, displacement) -> Atoms:
-    atoms = atoms.copy()
-    atoms.positions += displacement
-    return atoms
-
-
-def batch(potential, structures) -> tuple[tuple[Graph, ...], torch.Tensor]:
-    graphs = [collate([from_atoms(a, cutoff) for a in structures]).to(potential.device) for cutoff in potential.cutoffs]
-    positions = torch.tensor(np.concatenate([a.positions for a in structures]), device=potential.device)
-    return tuple(graphs), positions
-
-
-def evaluate(potential, *structures):
-    """Energy, forces, ... of structures evaluated together, as numpy arrays."""
-    return type(results := derivatives(potential, *batch(potential, structures)))(*(x.cpu().numpy() for x in results))
-
-
-def energies(potential, structures) -> np.ndarray:
-    """Energy of each structure, without any gradient."""
-    graphs, positions = batch(potential, structures)
-    node_energy = energy_only(potential, graphs, positions)
-    return node_energy.new_zeros(len(structures)).index_add(0, graphs[0].batch, node_energy).cpu().numpy()
-
-
-def deviation(actual, expected) -> float:
-    """Largest difference relative to the largest expected value, which has to be large enough to mean something."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape and actual.size
-    assert np.isfinite(actual).all() and np.isfinite(expected).all()
-    assert np.abs(expected).max() > 1e-4
-    return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 def loss_of(potential, structures) -> torch.Tensor:
@@ -111,7 +56,7 @@ def shared_potential(contract: type, device: str) -> Potential:
     return Potential(contract().make_model(torch.float64)).to(device)
 
 
-class ModelContract:
+class ModelContract(Symmetries):
     def make_model(self, dtype: torch.dtype) -> torch.nn.Module:
         raise NotImplementedError
 
@@ -123,119 +68,6 @@ class ModelContract:
     @pytest.fixture(params=STRUCTURES)
     def atoms(self, request, potential) -> Atoms:
         return STRUCTURES[request.param](potential.species)
-
-    # Symmetries
-
-    @pytest.mark.parametrize("determinant", [1, -1], ids=["rotation", "reflection"])
-    def test_rotation_and_reflection(self, potential, atoms, determinant):
-        matrix = rotation(determinant=determinant)
-        before, after = evaluate(potential, atoms), evaluate(potential, transformed(atoms, matrix))
-        assert deviation(after.node_energy, before.node_energy) < 1e-10
-        assert deviation(after.virial, matrix @ before.virial @ matrix.T) < 1e-10
-        assert np.abs(after.forces - before.forces @ matrix.T).max() < 1e-10 * np.abs(before.virial).max()
-
-    def test_inversion_of_a_molecule_turns_the_forces(self, potential):
-        atoms = molecule(potential.species)
-        before, after = evaluate(potential, atoms), evaluate(potential, transformed(atoms, -np.eye(3)))
-        assert deviation(after.node_energy, before.node_energy) < 1e-10
-        assert deviation(after.forces, -before.forces) < 1e-10
-
-    def test_translation(self, potential, atoms):
-        before, after = evaluate(potential, atoms), evaluate(potential, moved(atoms, [0.37, -5.2, 11.9]))
-        assert deviation(after.node_energy, before.node_energy) < 1e-10
-        assert np.abs(after.forces - before.forces).max() < 1e-10 * np.abs(before.virial).max()
-
-    @pytest.mark.parametrize("make", [molecule, crystal])
-    def test_permutation(self, potential, make):
-        atoms = make(potential.species)
-        order = np.random.default_rng(1).permutation(len(atoms))
-        before, after = evaluate(potential, atoms), evaluate(potential, atoms[order])
-        assert deviation(after.node_energy, before.node_energy[order]) < 1e-10
-        assert deviation(after.forces, before.forces[order]) < 1e-10
-
-    def test_lattice_vectors_added_to_atoms_change_nothing(self, potential):
-        atoms = crystal(potential.species)
-        shifts = np.random.default_rng(2).integers(-3, 4, (len(atoms), 3))
-        before, after = evaluate(potential, atoms), evaluate(potential, moved(atoms, shifts @ atoms.cell.array))
-        assert deviation(after.node_energy, before.node_energy) < 1e-10
-        assert deviation(after.forces, before.forces) < 1e-10
-        assert deviation(after.stress, before.stress) < 1e-10
-
-    @pytest.mark.parametrize("make", [crystal, one_atom_cell])
-    def test_supercell(self, potential, make):
-        """The small cells are below the cutoff, their 2x2x2 supercells above it: self-images become other atoms."""
-        atoms = make(potential.species)
-        assert atoms.cell.lengths().max() < potential.cutoff < (2 * atoms.cell.lengths()).min()
-        small, large = evaluate(potential, atoms), evaluate(potential, atoms * (2, 2, 2))
-        assert deviation(large.node_energy, np.tile(small.node_energy, 8)) < 1e-10
-        assert deviation(large.stress, small.stress) < 1e-10
-        assert np.abs(large.forces - np.tile(small.forces, (8, 1))).max() < 1e-10 * np.abs(small.virial).max()
-
-    def test_descriptors_are_invariant(self, potential, atoms):
-        def descriptors(atoms):
-            graphs, positions = batch(potential, [atoms])
-            with torch.no_grad():
-                return potential.descriptors(graphs, (edge_vectors(graphs[0], positions),)).cpu().numpy()
-
-        before = descriptors(atoms)
-        after = descriptors(moved(transformed(atoms, rotation(3, -1)), [1.0, 2.0, 3.0])[::-1])
-        assert before.ndim == 2 and len(before) == len(atoms)
-        assert deviation(after[::-1], before) < 1e-10
-        squeezed = atoms.copy()
-        squeezed.set_cell(0.95 * atoms.cell.array)
-        squeezed.positions *= 0.95
-        assert deviation(descriptors(squeezed), before) > 1e-6
-
-    # What an energy is a sum over
-
-    def test_a_batch_equals_its_structures(self, potential):
-        species = potential.species
-        lone, none = Atoms([species[0]], [[0.0, 0.0, 0.0]]), Atoms()
-        structures = [none, molecule(species), lone, crystal(species), none, slab(species), one_atom_cell(species), none]
-        together, single = evaluate(potential, *structures), [evaluate(potential, a) for a in structures]
-        for name, values in together._asdict().items():
-            assert deviation(values, np.concatenate([getattr(s, name) for s in single])) < 1e-12, name
-        assert together.energy[[0, 4, 7]].tolist() == [0.0, 0.0, 0.0]
-
-    def test_far_clusters_add(self, potential):
-        first = molecule(potential.species)
-        second = transformed(first[:5], rotation(4))
-        pair = evaluate(potential, first + moved(second, [60.0, 0.0, 0.0]))
-        one, two = evaluate(potential, first), evaluate(potential, second)
-        assert deviation(pair.energy, one.energy + two.energy) < 1e-12
-        assert deviation(pair.forces, np.concatenate([one.forces, two.forces])) < 1e-12
-
-    def test_isolated_atoms_have_the_recorded_energy_and_no_force(self, potential):
-        references = {number: -10.5 * number for number in potential.species}
-        recorded = Potential(list(potential.models), reference_energies=references, scale=1.7, shift=0.3)
-        for number in potential.species:
-            vacuum = Atoms([number], [[1.0, 2.0, 3.0]])
-            box = Atoms([number], cell=[30.0, 30.0, 30.0], pbc=True)
-            far = Atoms([number] * 3, [[0.0, 0, 0], [20.0, 0, 0], [0, 30.0, 0]])
-            bare = energies(potential, [vacuum])[0]
-            results = evaluate(recorded, vacuum, box, far)
-            expected = references[number] + 0.3 + 1.7 * bare
-            assert recorded.isolated_energy(number) == pytest.approx(expected, abs=1e-12)
-            np.testing.assert_allclose(results.energy, np.array([1, 1, 3]) * expected, rtol=1e-13)
-            assert not results.forces.any() and not results.stress.any()
-
-    def test_edges_belong_to_their_centre(self, potential):
-        """One directed edge: atom 0 sees atom 1, atom 1 sees nothing."""
-        a, b = potential.species[:2]
-        tensors = [[a, b], np.zeros((1, 3, 3)), np.zeros((1, 3), bool), [[0], [1]], [[0, 0, 0]], [0, 1, 1], [0, 0]]
-        graph = Graph(*(torch.as_tensor(x) for x in tensors), 1).to(potential.device)
-        vectors = torch.tensor([[1.0, 0.5, -0.7]], dtype=torch.float64, device=potential.device)
-        with torch.no_grad():
-            node_energy = potential.node_energy((graph,), (vectors,)).tolist()
-        assert node_energy[1] == pytest.approx(potential.isolated_energy(b), abs=1e-12)
-        assert abs(node_energy[0] - potential.isolated_energy(a)) > 1e-4
-
-    def test_energy_depends_on_elements(self, potential):
-        atoms = molecule(potential.species)
-        swapped = atoms.copy()
-        swapped.numbers[[0, 1]] = atoms.numbers[[1, 0]]
-        assert atoms.numbers[0] != atoms.numbers[1]
-        assert abs(np.subtract(*energies(potential, [atoms, swapped]))) > 1e-4
 
     # Derivatives
 

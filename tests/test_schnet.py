@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from contract import ModelContract, batch, molecule
+from contract import ModelContract
+from contract_structures import batch, molecule
 
 from ase_equinn.graph import edge_vectors
 from ase_equinn.models.schnet import SchNet, shifted_softplus
@@ -42,7 +43,9 @@ def by_the_formula(model, numbers, positions) -> list[float]:
 
     def filters(name, r):
         gaussians = np.exp(-((r - centres) ** 2) / (2 * (centres[1] - centres[0]) ** 2))
-        return layer(name + "filter.2", ssp(layer(name + "filter.0", gaussians))) * 0.5 * (1 + np.cos(np.pi * r / cutoff))
+        return (
+            layer(name + "filter.2", ssp(layer(name + "filter.0", gaussians))) * 0.5 * (1 + np.cos(np.pi * r / cutoff))
+        )
 
     x = [weights["embedding.weight"][model.species.index(z)] for z in numbers]
     for k in range(options["n_layers"]):
@@ -55,7 +58,7 @@ def by_the_formula(model, numbers, positions) -> list[float]:
                     total += layer(name + "atomwise_in", x[j]) * filters(name, r)
             total /= options["avg_num_neighbors"] ** 0.5
             updates.append(layer(name + "atomwise_out.2", ssp(layer(name + "atomwise_out.0", total))))
-        x = [a + b for a, b in zip(x, updates)]
+        x = [a + b for a, b in zip(x, updates, strict=True)]
     return [layer("readout.2", ssp(layer("readout.0", v))).item() for v in x]
 
 

@@ -1,14 +1,16 @@
 """TFN passes the contract, has e3nn's equivariance inside, and does not depend on e3nn's version."""
 
 import copy
+import importlib
 
 import pytest
 import torch
-from contract import ModelContract, batch, molecule, rotation
+from contract import ModelContract
+from contract_structures import batch, molecule, rotation
 
 from ase_equinn.graph import edge_vectors
 from ase_equinn.irreps import clebsch_gordan
-from ase_equinn.models.tfn import TFN, Convolution, o3
+from ase_equinn.models.tfn import TFN, Convolution, _restore_wigner_3j, o3
 from ase_equinn.potential import Potential
 
 
@@ -23,9 +25,9 @@ def convolution() -> Convolution:
     """With both parities and, through l = 2, couplings whose sign differs between versions of e3nn."""
     torch.manual_seed(1)
     irreps = o3.Irreps("3x0e+2x0o+2x1o+2x1e+2x2e")
-    model = TFN((1,), 4.0, irreps_hidden=str(irreps), n_layers=5, radial_width=5).double()
-    layer = model.layers[3]
-    assert layer.linear.irreps_in.dim == layer.irreps_out.dim == irreps.dim
+    layer = Convolution(irreps, irreps, lmax=2, n_basis=8, radial_width=5, z=1.0).double()
+    assert layer.irreps_out.dim == irreps.dim
+    _restore_wigner_3j(layer)
     return layer
 
 
@@ -69,6 +71,27 @@ def test_product_is_the_sum_over_paths_with_our_coupling_table(convolution):
         expected[out.slices()[path.i_out]] += block.flatten()
     assert {(1, 2, 2), (2, 2, 1), (2, 2, 2), (1, 1, 1)} <= paths and start == product.weight_numel
     torch.testing.assert_close(product(x, y, weights)[0], expected, rtol=0, atol=1e-13)
+
+
+def test_coupling_tables_are_ours_after_construction_a_cast_and_a_file(monkeypatch):
+    codegen = importlib.import_module("e3nn.o3._tensor_product._codegen")
+    home, theirs = getattr(codegen, "o3", codegen), o3.wigner_3j  # e3nn 0.4 looks it up in o3
+    monkeypatch.setattr(home, "wigner_3j", lambda *args, **kwargs: -theirs(*args, **kwargs))
+    model = TFN((1,), 4.0, irreps_hidden="2x0e+2x1o+2x2e", n_layers=3, radial_width=4)
+
+    def check():
+        tables = {name: buffer for name, buffer in model.named_buffers() if "_w3j_" in name}
+        assert len(tables) >= 2
+        for name, buffer in tables.items():
+            degrees = [int(x) for x in name.split("_")[-3:]]
+            torch.testing.assert_close(buffer, torch.tensor(clebsch_gordan(*degrees)).to(buffer.dtype), rtol=0, atol=0)
+
+    check()
+    single = {name: -value for name, value in model.state_dict().items()}
+    model.double()
+    check()
+    model.load_state_dict(single)
+    check()
 
 
 def test_neighbours_add_divided_by_the_root_of_their_mean_number(convolution):

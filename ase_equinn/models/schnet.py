@@ -33,9 +33,10 @@ class ShiftedSoftplus(nn.Module):
 
 
 class Interaction(nn.Module):
-    """The update v_i of x_i: an atom-wise layer, the convolution sum_j (A x_j) o W(r_ij) f_c(r_ij), two atom-wise layers.
+    """The update of x_i: two atom-wise layers after the convolution sum_j (A x_j) o W(r_ij) f_c(r_ij).
 
-    W is the filter-generating network on the radial basis, f_c the cosine cutoff, o the product channel by channel.
+    A is an atom-wise layer, W the filter-generating network on the radial basis, f_c the cosine cutoff, o the product
+    channel by channel.
     """
 
     def __init__(self, n_channels: int, n_basis: int, avg_num_neighbors: float):
@@ -100,9 +101,7 @@ class SchNet(nn.Module):
         )  # fmt: skip
         self.embedding = nn.Embedding(len(self.species), n_channels)
         self.basis = GaussianBasis(n_basis, self.cutoff)
-        self.layers = nn.ModuleList(
-            Interaction(n_channels, n_basis, float(avg_num_neighbors)) for _ in range(n_layers)
-        )
+        self.layers = nn.ModuleList(Interaction(n_channels, n_basis, float(avg_num_neighbors)) for _ in range(n_layers))
         self.readout = nn.Sequential(
             atomwise(n_channels, n_channels // 2), ShiftedSoftplus(), atomwise(n_channels // 2, 1)
         )

@@ -30,7 +30,9 @@ class Convolution(nn.Module):
     with all derivatives, so the messages do as well.
     """
 
-    def __init__(self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, n_basis: int, radial_width: int, z: float):
+    def __init__(
+        self, irreps_in: o3.Irreps, irreps_out: o3.Irreps, lmax: int, n_basis: int, radial_width: int, z: float
+    ):
         super().__init__()
         irreps_sh = o3.Irreps.spherical_harmonics(lmax)
         couples = [ir for _, a in irreps_in for _, b in irreps_sh for ir in a * b]
