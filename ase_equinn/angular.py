@@ -1,9 +1,9 @@
 """Special functions: real spherical harmonics, Legendre polynomials, spherical Bessel functions and their roots.
 
-The harmonics are polynomials in the components of a direction, in the basis of irreps.py: order m = -l..l, polar axis y,
-l = 1 is sqrt(3) (x, y, z). In spherical coordinates with u = (sin(theta) sin(phi), cos(theta), sin(theta) cos(phi)) they
-are ``N_lm P_l^|m|(cos theta)`` times sin(|m| phi) for m < 0 and cos(m phi) for m >= 0, without Condon-Shortley phase.
-Component normalisation: the squares of the 2l+1 components of one degree add up to 2l+1.
+The harmonics are polynomials in the components of a direction, in the basis of irreps.py: order m = -l..l, polar axis
+y, l = 1 is sqrt(3) (x, y, z). In spherical coordinates, u = (sin(theta) sin(phi), cos(theta), sin(theta) cos(phi)),
+they are ``N_lm P_l^|m|(cos theta)`` times sin(|m| phi) for m < 0 and cos(m phi) for m >= 0, without Condon-Shortley
+phase. Component normalisation: the squares of the 2l+1 components of one degree add up to 2l+1.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _matrix(l: int, like: Tensor) -> Tensor:  # noqa: E741
 @lru_cache(maxsize=None)
 def _constant(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: E741
     with torch.inference_mode(False):  # a constant born in inference mode could never be used in training
-        return torch.as_tensor(_first_degrees() if l == 1 else _raise_degree(l), dtype=dtype, device=device).contiguous()
+        matrix = np.ascontiguousarray(_first_degrees() if l == 1 else _raise_degree(l))
+        return torch.as_tensor(matrix, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=None)

@@ -1,4 +1,4 @@
-"""Spherical harmonics against e3nn, Legendre and spherical Bessel functions against scipy; derivatives at the bad points."""
+"""Harmonics against e3nn, Legendre and spherical Bessel functions against scipy; derivatives at the bad points."""
 
 import math
 

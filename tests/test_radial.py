@@ -256,7 +256,11 @@ def test_trainable_bessel_starts_where_the_fixed_one_is_and_learns():
     r = torch.rand(9, dtype=torch.float64) * C
     assert set(basis.state_dict()) == {"frequencies"}
     assert (basis(r) - BesselBasis(N, C)(r)).abs().max() < 1e-6  # parameters are born in float32
-    assert torch.autograd.gradcheck(lambda w: torch.func.functional_call(basis, {"frequencies": w}, r), basis.frequencies)
+
+    def function(frequencies):
+        return torch.func.functional_call(basis, {"frequencies": frequencies}, r)
+
+    assert torch.autograd.gradcheck(function, basis.frequencies)
 
 
 @pytest.mark.parametrize("cls", BASES.values())
