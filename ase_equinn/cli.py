@@ -256,6 +256,10 @@ def evaluate(
         write_atomic(json_file, (json.dumps(result.errors, indent=2) + "\n").encode())
     if out:
         write_frames(out, result.frames, result.predictions)
+    if plot:
+        from .plot import plot_parity, save_figure
+
+        save_figure(plot_parity({potential: (result.frames, result.predictions)}), plot)
 
 
 @app.command(rich_help_panel=MAKE)

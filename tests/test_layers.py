@@ -31,6 +31,7 @@ THIRD_PARTY = {
     "torch": (ANY, "top"),
     "e3nn": (("models.tfn",), "top"),
     "ase": (("graph", "neighbors", "data", "train", "calculator", "@5"), "top"),
+    "llvmlite": (("ops.",), "top"),
     "vesin": (("neighbors",), "top"),
     "torch_cluster": (("neighbors",), "local"),
     "safetensors": (("potential", "train"), "top"),
@@ -153,7 +154,8 @@ def allowed(item: Import) -> bool:
         return False
     places, style = THIRD_PARTY[item.target]
     first_word = item.file.split("_")[0]
-    here = {"*", item.file, first_word, f"@{layer(item.file)}"} & set(places)
+    folder, dot, _ = item.file.partition(".")
+    here = {"*", item.file, first_word, folder + dot, f"@{layer(item.file)}"} & set(places)
     return bool(here) and (item.local or style == "top")
 
 
