@@ -1,8 +1,5 @@
 """Potential: a sum of models and terms plus per-species reference energies, as an object and as a file."""
 
-import difflib
-import importlib
-import inspect
 import math
 import os
 from pathlib import Path
@@ -13,6 +10,7 @@ from torch import Tensor, nn
 import ase_equinn
 
 from .graph import Graph
+from .potential_build import build_potential, check_hyperparameters
 from .potential_file import (
     FORMAT_VERSION,
     MAX_NUMBER,
@@ -24,10 +22,9 @@ from .potential_file import (
     encode,
     write_atomic,
 )
+from .potential_find import FILE_NAME, find_potential, shipped_potentials
 
-__all__ = ["ARCHITECTURES", "Potential", "PotentialFileError", "read_header", "shipped_potentials"]
-
-FILE_NAME = "model.safetensors"
+__all__ = ["ARCHITECTURES", "FILE_NAME", "Potential", "PotentialFileError", "read_header", "shipped_potentials"]
 
 # A file names an architecture by these keys only: nothing is imported because a file says so.
 ARCHITECTURES = {
@@ -75,7 +72,7 @@ class Potential(nn.Module):
             raise ValueError("a potential needs at least one model, received none")
         self.models = nn.ModuleList(models)
         self.species = _common_species(models)
-        self.cutoffs = tuple(sorted({float(model.cutoff) for model in models}, reverse=True))
+        self.cutoffs = _cutoffs(models)
         self._graph_of = tuple(self.cutoffs.index(float(model.cutoff)) for model in models)
         self.scale = _scales(scale, len(models))
         references = dict.fromkeys(self.species, 0.0) if reference_energies is None else reference_energies
@@ -83,10 +80,10 @@ class Potential(nn.Module):
         shifts = shift if isinstance(shift, dict) else dict.fromkeys(self.species, shift)
         self.shift = _per_species("shift", shifts, self.species)
         self.metadata = dict(metadata or {})
+        dtype, device = _floating(models)
         offset = torch.full((MAX_NUMBER + 1,), math.nan, dtype=torch.float64)
         for number in self.species:
             offset[number] = self.reference_energies[number] + self.shift[number]
-        dtype, device = _floating(models)
         self._offset = offset.to(device)  # not a buffer: `.to(torch.float32)` must leave it float64
         self.register_buffer("_probe", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
@@ -125,7 +122,11 @@ class Potential(nn.Module):
         return energy
 
     def descriptors(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> Tensor:
-        """Rotation-invariant features (n, k) of each atom: those of every model that has some, side by side."""
+        """Rotation-invariant features (n, k) of each atom: those of every model that has some, side by side.
+
+        Raises:
+            ValueError: no model has descriptors.
+        """
         parts = [
             model.descriptors(graphs[k], vectors[k])
             for model, k in zip(self.models, self._graph_of, strict=True)
@@ -139,19 +140,25 @@ class Potential(nn.Module):
         """Energy in eV of one atom without neighbours: reference energy + shift + what the models give without edges."""
         if number not in self.species:
             raise ValueError(f"element {number!r} is not in the potential's species {self.species}")
+        return self.isolated_energies()[number]
+
+    def isolated_energies(self) -> dict[int, float]:
+        """`isolated_energy` of every species."""
+        n = len(self.species)
         graph = Graph(
-            numbers=torch.tensor([number]),
-            cell=torch.zeros(1, 3, 3, dtype=torch.float64),
-            pbc=torch.zeros(1, 3, dtype=torch.bool),
+            numbers=torch.tensor(self.species),
+            cell=torch.zeros(n, 3, 3, dtype=torch.float64),
+            pbc=torch.zeros(n, 3, dtype=torch.bool),
             edge_index=torch.zeros(2, 0, dtype=torch.int64),
             shift=torch.zeros(0, 3, dtype=torch.int32),
-            row_ptr=torch.zeros(2, dtype=torch.int64),
-            batch=torch.zeros(1, dtype=torch.int64),
-            n_graphs=1,
+            row_ptr=torch.zeros(n + 1, dtype=torch.int64),
+            batch=torch.arange(n),
+            n_graphs=n,
         ).to(self.device)
         vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
         with torch.no_grad():
-            return self.node_energy((graph,) * len(self.cutoffs), (vectors,) * len(self.cutoffs)).item()
+            energies = self.node_energy((graph,) * len(self.cutoffs), (vectors,) * len(self.cutoffs))
+        return dict(zip(self.species, energies.tolist(), strict=True))
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the potential file and return its path; an existing file stays as it is if that fails.
@@ -165,166 +172,80 @@ class Potential(nn.Module):
         path = Path(path)
         if path.suffix != ".safetensors" or path.is_dir():
             path = path / FILE_NAME
-        tensors = {name: tensor for name, tensor in self.models.state_dict().items()}
+        tensors = self.models.state_dict()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise ValueError(f"tensor {name!r} holds numbers that are not finite: not saved to {path}")
+                raise ValueError(f"{path} is not written: tensor {name!r} holds numbers that are not finite")
         write_atomic(path, encode(self._header(), tensors))
         return path
 
     def _header(self) -> dict:
+        """The fields of potential_file.HEADER_FIELDS, but for the hash."""
+        if self.dtype not in NETWORK_DTYPES.values():
+            raise ValueError(f"a potential file holds {' or '.join(NETWORK_DTYPES)} models, not {self.dtype}")
         header = {
             "format_version": FORMAT_VERSION,
             "code_version": ase_equinn.__version__,
-            "models": [
-                {"architecture": _architecture(model), "hyperparameters": model.hyperparameters, "scale": scale}
-                for model, scale in zip(self.models, self.scale, strict=True)
-            ],
+            "models": [_describe(model, scale) for model, scale in zip(self.models, self.scale, strict=True)],
             "species": list(self.species),
-            "reference_energies": {str(z): energy for z, energy in self.reference_energies.items()},
-            "shift": {str(z): energy for z, energy in self.shift.items()},
-            "isolated_energies": {str(z): self.isolated_energy(z) for z in self.species},
+            "reference_energies": _to_json(self.reference_energies),
+            "shift": _to_json(self.shift),
+            "isolated_energies": _to_json(self.isolated_energies()),
             "cutoff": self.cutoff,
             "units": UNITS,
             "dtype": {dtype: name for name, dtype in NETWORK_DTYPES.items()}[self.dtype],
             "metadata": self.metadata,
         }
-        for key, value in [("metadata", self.metadata), ("models", header["models"])]:
+        for key in ("models", "metadata"):
             try:
-                canonical_json(value)
+                canonical_json(header[key])
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{key} cannot be written as JSON ({error}): {str(value)[:500]}") from None
+                raise ValueError(f"{key} cannot be written as JSON ({error}): {str(header[key])[:500]}") from None
         return header
 
     @classmethod
     def load(
         cls, path: str | os.PathLike, *, dtype: torch.dtype | str | None = None, device: str | torch.device = "cpu"
     ) -> "Potential":
-        """The potential that a file, a folder or a shipped name holds; nothing in it is executed.
+        """The potential that a file, a folder or a shipped name holds, in evaluation mode; nothing in it is executed.
 
         Args:
             path: see `find_potential`.
-            dtype: in which the models shall run; None takes the dtype of the file.
+            dtype: float32 or float64, in which the models shall run; None takes the dtype of the file.
             device: where it shall live.
 
         Raises:
-            PotentialFileError: no such potential, or the file is not intact; see `potential_file`.
+            PotentialFileError: no such potential, or the file is not intact: the message names the file and the fault.
+            ValueError: another dtype.
         """
+        if dtype is not None and dtype not in (*NETWORK_DTYPES, *NETWORK_DTYPES.values()):
+            raise ValueError(f"dtype must be one of {', '.join(NETWORK_DTYPES)}, received {dtype!r}")
         path = find_potential(path)
         header, tensors = decode(path)
         try:
-            potential = _build(cls, header, tensors)
+            potential = build_potential(cls, ARCHITECTURES, header, tensors)
         except PotentialFileError as error:
             raise PotentialFileError(f"{path}: {error}") from error
-        dtype = NETWORK_DTYPES.get(dtype, dtype)
-        return potential.to(device=device, dtype=dtype)
+        return potential.to(device=device, dtype=NETWORK_DTYPES.get(dtype, dtype))
 
 
 def read_header(path: str | os.PathLike) -> dict:
-    """What the file of a potential says about itself (see `potential_file.HEADER_FIELDS`), after the same checks as a load."""
+    """What the file of a potential says about itself (see `potential_file.HEADER_FIELDS`), after the same integrity checks."""
     return decode(find_potential(path))[0]
 
 
-def shipped_potentials() -> dict[str, Path]:
-    """{name: folder} of the potentials that come with the package."""
-    package = Path(ase_equinn.__file__).parent
-    found = {}
-    for home in (package.parent / "potentials", package / "potentials"):
-        found |= {file.parent.name: file.parent for file in sorted(home.glob(f"*/{FILE_NAME}"))}
-    return found
+def _describe(model: nn.Module, scale: float) -> dict:
+    """The entry of a model in the header; refuses what a reader would refuse."""
+    place = (type(model).__module__, type(model).__qualname__)
+    names = [name for name, known in ARCHITECTURES.items() if known == place]
+    if not names:
+        raise ValueError(f"{place[1]} has no name in a potential file, only {', '.join(ARCHITECTURES)} have")
+    check_hyperparameters(names[0], type(model), model.hyperparameters)
+    return {"architecture": names[0], "hyperparameters": model.hyperparameters, "scale": scale}
 
 
-def find_potential(path: str | os.PathLike) -> Path:
-    """The file that `path` means: a file, a folder that holds `model.safetensors`, or the name of a shipped potential.
-
-    A name that is both a shipped potential and a local folder with another potential in it is refused: "./NAME" means the folder.
-
-    Raises:
-        PotentialFileError: nothing there; the message lists the shipped names.
-    """
-    here = Path(path)
-    local = here / FILE_NAME if here.is_dir() else here
-    shipped = shipped_potentials().get(path) if isinstance(path, str) else None
-    if shipped is None and local.is_file():
-        return local
-    if shipped is not None:
-        shipped = shipped / FILE_NAME
-        if local.is_file() and local.read_bytes() != shipped.read_bytes():
-            raise PotentialFileError(
-                f"{path!r} is a shipped potential and also {local.absolute()}: write './{path}' for the latter, "
-                f"{str(shipped.parent)!r} for the shipped one"
-            )
-        return shipped
-    names = sorted(shipped_potentials())
-    close = difflib.get_close_matches(here.name, names)
-    problem = f"is a folder without {FILE_NAME}" if here.is_dir() else "is no file, no folder and no shipped potential"
-    hint = f", did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise PotentialFileError(f"{str(path)!r} {problem}{hint} Shipped potentials: {', '.join(names) or 'none'}")
-
-
-def _build(cls, header: dict, tensors: dict[str, Tensor]) -> Potential:
-    models = []
-    for entry in header["models"]:
-        models.append(_build_model(entry["architecture"], entry["hyperparameters"], NETWORK_DTYPES[header["dtype"]]))
-    state = nn.ModuleList(models)
-    _check_tensors(state.state_dict(), tensors)
-    state.load_state_dict(tensors)
-    try:
-        potential = cls(
-            models,
-            reference_energies={int(z): energy for z, energy in header["reference_energies"].items()},
-            scale=[entry["scale"] for entry in header["models"]],
-            shift={int(z): energy for z, energy in header["shift"].items()},
-            metadata=header["metadata"],
-        )
-    except (ValueError, TypeError, AttributeError) as error:
-        raise PotentialFileError(f"the header does not describe a potential: {error}") from error
-    if list(potential.species) != header["species"] or potential.cutoff != header["cutoff"]:
-        raise PotentialFileError(
-            f"the header says species {header['species']} and cutoff {header['cutoff']}, its models "
-            f"{list(potential.species)} and {potential.cutoff}"
-        )
-    return potential.eval()
-
-
-def _build_model(architecture: str, hyperparameters: dict, dtype: torch.dtype) -> nn.Module:
-    if architecture not in ARCHITECTURES:
-        raise PotentialFileError(
-            f"architecture {architecture[:80]!r} is not known, this ase_equinn has {', '.join(sorted(ARCHITECTURES))}"
-        )
-    module, name = ARCHITECTURES[architecture]
-    model_class = getattr(importlib.import_module(module), name)
-    known = list(inspect.signature(model_class).parameters)
-    for key in hyperparameters:
-        if key not in known:
-            raise PotentialFileError(f"{architecture} has no hyper-parameter {key[:80]!r}, it has {', '.join(known)}")
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return model_class(**hyperparameters).to(dtype)
-    except Exception as error:  # the hyper-parameters are input: whatever they break is the file's fault
-        raise PotentialFileError(
-            f"{architecture} cannot be built from {str(hyperparameters)[:500]}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    if set(expected) != set(tensors):
-        missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-        raise PotentialFileError(f"tensors are missing: {str(missing)[:500]}, or not expected: {str(extra)[:500]}")
-    for name, tensor in tensors.items():
-        wanted = expected[name]
-        if (tensor.dtype, tensor.shape) != (wanted.dtype, wanted.shape):
-            raise PotentialFileError(
-                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, the hyper-parameters want {wanted.dtype} "
-                f"{tuple(wanted.shape)}"
-            )
-
-
-def _architecture(model: nn.Module) -> str:
-    for name, place in ARCHITECTURES.items():
-        if place == (type(model).__module__, type(model).__qualname__):
-            return name
-    raise ValueError(f"{type(model).__qualname__} has no name in a potential file, only {', '.join(ARCHITECTURES)}")
+def _to_json(table: dict[int, float]) -> dict[str, float]:
+    return {str(number): energy for number, energy in table.items()}
 
 
 def _common_species(models: list[nn.Module]) -> tuple[int, ...]:
@@ -334,9 +255,16 @@ def _common_species(models: list[nn.Module]) -> tuple[int, ...]:
     return tuple(sorted(common))
 
 
+def _cutoffs(models: list[nn.Module]) -> tuple[float, ...]:
+    cutoffs = {float(model.cutoff) for model in models}
+    if not all(0 < cutoff < math.inf for cutoff in cutoffs):
+        raise ValueError(f"the models have the cutoffs {sorted(cutoffs)}")
+    return tuple(sorted(cutoffs, reverse=True))
+
+
 def _scales(scale: float | list[float], n_models: int) -> tuple[float, ...]:
     scales = tuple(float(s) for s in scale) if isinstance(scale, list | tuple) else (float(scale),) * n_models
-    if len(scales) != n_models or not all(math.isfinite(s) for s in scales):
+    if len(scales) != n_models or not all(map(math.isfinite, scales)):
         raise ValueError(f"scale {scale} is not one finite number for each of {n_models} models")
     return scales
 
@@ -353,10 +281,10 @@ def _per_species(name: str, energies: dict[int, float], species: tuple[int, ...]
 
 
 def _floating(models: list[nn.Module]) -> tuple[torch.dtype, torch.device]:
-    """The floating dtype and the device that the models' parameters and buffers agree on."""
-    tensors = [t for model in models for t in model.parameters() if t.is_floating_point()]
-    dtypes = {t.dtype for t in tensors} or {torch.get_default_dtype()}
-    devices = {t.device for t in tensors} or {torch.device("cpu")}
+    """The floating dtype and the device that the models' weights agree on."""
+    weights = [weight for model in models for weight in model.parameters() if weight.is_floating_point()]
+    dtypes = {weight.dtype for weight in weights} or {torch.get_default_dtype()}
+    devices = {weight.device for weight in weights} or {torch.device("cpu")}
     if len(dtypes) > 1 or len(devices) > 1:
         raise ValueError(f"the models disagree on dtype or device: {dtypes}, {devices}")
     return dtypes.pop(), devices.pop()
