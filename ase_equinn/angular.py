@@ -73,7 +73,7 @@ def _polynomials(lmax: int, v: Tensor, normalize: bool) -> Tensor:
     v1 = pad(v, (0, 0, 1, 0), value=1.0)
     out = [_matrix(1, v) @ _product(v1, v1)]
     y = out[0][4:]
-    for l in range(2, lmax):  # noqa: E741
+    for l in range(2, lmax):
         y = _matrix(l, v) @ _product(y, v)
         out.append(y)
     return out[0] if lmax == 2 else torch.cat(out)
@@ -83,7 +83,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return (a.unsqueeze(1) * b).flatten(0, 1)
 
 
-def _matrix(l: int, like: Tensor) -> Tensor:  # noqa: E741
+def _matrix(l: int, like: Tensor) -> Tensor:
     """The constant matrix of one step, in the dtype and on the device of a tensor, from the cache."""
     # A tracer's symbolic tensor must neither meet a cached real constant nor leave its own in the cache.
     build = _constant if type(like) is Tensor else _constant.__wrapped__
@@ -91,14 +91,14 @@ def _matrix(l: int, like: Tensor) -> Tensor:  # noqa: E741
 
 
 @lru_cache(maxsize=None)
-def _constant(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: E741
+def _constant(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a constant born in inference mode could never be used in training
         matrix = np.ascontiguousarray(_first_degrees() if l == 1 else _raise_degree(l))
         return torch.as_tensor(matrix, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=None)
-def _raise_degree(l: int) -> np.ndarray:  # noqa: E741
+def _raise_degree(l: int) -> np.ndarray:
     """(2l+3, 3(2l+1)): Y_{l+1} = this @ (Y_l (x) u), scaled to be sqrt(2l+3) on the polar axis."""
     coupling = clebsch_gordan(l, 1, l + 1)
     scale = sqrt((2 * l + 3) / (2 * l + 1)) / coupling[l, 1, l + 1]
@@ -131,7 +131,7 @@ def legendre(lmax: int, cos: Tensor) -> Tensor:
     """
     lmax = check_lmax("legendre", lmax, most=1000)
     terms = [torch.ones_like(cos), cos]
-    for l in range(1, lmax):  # noqa: E741
+    for l in range(1, lmax):
         terms.append(((2 * l + 1) * cos * terms[-1] - l * terms[-2]) / (l + 1))
     return torch.stack(terms[: lmax + 1], dim=-1)
 
@@ -167,13 +167,13 @@ class _SphericalBessel(torch.autograd.Function):
         small = x.clamp(-lmax, lmax)  # where |x| > lmax the ratios are not used, and could have poles
         ratio, ratios = torch.zeros_like(x), []
         # 12 + lmax/4 more steps converge the fraction to float64 for |x| <= lmax <= 50.
-        for l in range(lmax + 12 + lmax // 4 if lmax else 0, 0, -1):  # noqa: E741
+        for l in range(lmax + 12 + lmax // 4 if lmax else 0, 0, -1):
             ratio = small / (2 * l + 1 - small * ratio)
             ratios.append(ratio)
         safe = x.masked_fill(x == 0, 1.0)
         below, j = torch.cos(safe) / safe, torch.where(x == 0, 1.0, torch.sin(safe) / safe)
         out = [j]
-        for l in range(lmax):  # noqa: E741
+        for l in range(lmax):
             upward = (2 * l + 1) / safe * j - below
             below, j = j, torch.where(x.abs() > l + 1, upward, ratios[-1 - l] * j)
             out.append(j)
@@ -188,7 +188,7 @@ class _SphericalBessel(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
         j = _SphericalBessel.apply(x, ctx.lmax + 1)
-        l = torch.arange(ctx.lmax + 1, dtype=x.dtype, device=x.device)  # noqa: E741
+        l = torch.arange(ctx.lmax + 1, dtype=x.dtype, device=x.device)
         slope = (l * pad(j[..., :-2], (1, 0)) - (l + 1) * j[..., 1:]) / (2 * l + 1)
         return (grad * slope).sum(-1), None
 
@@ -220,7 +220,7 @@ def _roots(lmax: int, n: int) -> np.ndarray:
 
     roots = np.pi * np.arange(1, n + lmax + 1)
     rows = [roots[:n]]
-    for l in range(1, lmax + 1):  # noqa: E741
+    for l in range(1, lmax + 1):
         roots = np.array([brentq(lambda x: spherical_jn(l, x), a, b, xtol=1e-14) for a, b in zip(roots, roots[1:])])
         rows.append(roots[:n])
     out = np.stack(rows)

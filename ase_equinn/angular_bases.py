@@ -19,10 +19,10 @@ from .radial import check_count, check_cutoff
 class _BesselTable(nn.Module):
     """``sqrt(2 / (c^3 j_{l+1}(z_ln)^2)) j_l(z_ln r / c)``: orthonormal over r^2 dr from 0 to c for each degree."""
 
-    def __init__(self, name: str, n: int, l: int, cutoff: float):  # noqa: E741
+    def __init__(self, name: str, n: int, l: int, cutoff: float):
         super().__init__()
         self.n = check_count(name, "n", n)
-        self.l = check_count(name, "l", l)  # noqa: E741
+        self.l = check_count(name, "l", l)
         if self.l > LMAX + 1:
             raise ValueError(f"{name}: l counts degrees and may be {LMAX + 1} at most (degrees 0 to {LMAX}), got {l}")
         self.cutoff = check_cutoff(name, cutoff)
@@ -65,7 +65,7 @@ class BesselLegendreBasis(nn.Module):
     Source: J. Gasteiger, J. Gross, S. Guennemann, Directional message passing, ICLR 2020, eq. 6.
     """
 
-    def __init__(self, n: int, l: int, cutoff: float):  # noqa: E741
+    def __init__(self, n: int, l: int, cutoff: float):
         super().__init__()
         self.radial = _BesselTable("BesselLegendreBasis", n, l, cutoff)
         self.n, self.l, self.cutoff = self.radial.n, self.radial.l, self.radial.cutoff
@@ -102,7 +102,7 @@ class BesselHarmonicBasis(nn.Module):
     of the torsion; L. Wang et al., ComENet, NeurIPS 35 (2022) uses the same.
     """
 
-    def __init__(self, n: int, l: int, cutoff: float):  # noqa: E741
+    def __init__(self, n: int, l: int, cutoff: float):
         super().__init__()
         self.radial = _BesselTable("BesselHarmonicBasis", n, l, cutoff)
         self.n, self.l, self.cutoff = self.radial.n, self.radial.l, self.radial.cutoff

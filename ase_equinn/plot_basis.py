@@ -87,13 +87,14 @@ def plot_radial_basis(name: str, n: int, cutoff: float, output: str | Path) -> P
     axes[1].plot(r, envelope, color="black", ls="--", lw=1.2, label="envelope")
     axes[0].set_ylabel("value (Å$^{-3/2}$)" if name == "bessel" else "value")
     axes[0].set_ylim(top=high + 0.08 * (high - low))
-    handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, ncols=1 + len(labels) // 15)
+    lines = axes[1].lines  # of many functions every second, third, ... is named, always the last; the envelope too
+    named = sorted({*range(0, basis.n, -(-basis.n // 10)), basis.n - 1})
+    figure.legend(handles=[*(lines[k] for k in named), lines[-1]], loc="outside right center", frameon=False)
     figure.suptitle(_TITLES[name])
     return _save(figure, path)
 
 
-def plot_bessel_legendre(n: int, l: int, cutoff: float, output: str | Path) -> Path:  # noqa: E741
+def plot_bessel_legendre(n: int, l: int, cutoff: float, output: str | Path) -> Path:
     """Polar contours of the 2-D basis j_l(z_ln r/c) P_l(cos a): a row per degree, a column per root.
 
     Args:
@@ -138,7 +139,7 @@ def plot_bessel_legendre(n: int, l: int, cutoff: float, output: str | Path) -> P
 
 def _surfaces(lmax: int, fine: bool):
     """(l, m, xyz (3, p, 2p), Y/max|Y|): points at distance |Y| from the centre, polar axis y, the mesh finer with l."""
-    for l in range(lmax + 1):  # noqa: E741
+    for l in range(lmax + 1):
         n_polar = 65 if fine else 21 + 4 * l
         polar = np.linspace(1e-3, np.pi - 1e-3, n_polar)  # at the pole itself a face has no normal
         theta, phi = np.meshgrid(polar, np.linspace(0, -2 * np.pi, 2 * n_polar), indexing="ij")
@@ -199,7 +200,7 @@ def _harmonics_figure(lmax: int):
         return ax
 
     # Matplotlib draws its third coordinate upwards: that is y, the polar axis of the harmonics.
-    for l, m, (x, y, z), value in _surfaces(lmax, fine=lmax <= 3):  # noqa: E741
+    for l, m, (x, y, z), value in _surfaces(lmax, fine=lmax <= 3):
         left, bottom = 0.5 + (m - 0.5) * step_x, top - (l + 1) * step_y
         colors = np.where(value[..., None] > 0, to_rgb(POSITIVE), to_rgb(NEGATIVE))
         axes(left, bottom + 0.14 * step_y, 0.64).plot_surface(
@@ -226,7 +227,7 @@ def _harmonics_page(lmax: int) -> str:
 
     figure, colors = go.Figure(), [[0.0, "#2166ac"], [0.5, "#f7f7f7"], [1.0, "#b2182b"]]
     # One scene for all: a browser keeps only about 16 WebGL contexts alive. Rows go down with l, columns right with m.
-    for l, m, (x, y, z), value in _surfaces(lmax, fine=False):  # noqa: E741
+    for l, m, (x, y, z), value in _surfaces(lmax, fine=False):
         figure.add_surface(
             x=z.astype(np.float32), y=(x + 1.7 * m).astype(np.float32), z=(y - 1.9 * l).astype(np.float32),
             surfacecolor=value.astype(np.float32),

@@ -25,7 +25,7 @@ def random_rotation(seed):
     return q * np.linalg.det(q)
 
 
-def block(l):  # noqa: E741
+def block(l):
     return slice(l * l, (l + 1) ** 2)
 
 
@@ -62,7 +62,7 @@ def test_float32_harmonics_are_within_round_off():
 def test_squares_of_one_degree_add_up_to_2l_plus_1_and_parity_is_exact():
     v = random_vectors(100)
     y, mirrored = spherical_harmonics(LMAX, v), spherical_harmonics(LMAX, -v)
-    for l in range(LMAX + 1):  # noqa: E741
+    for l in range(LMAX + 1):
         assert (y[:, block(l)].square().sum(1) - (2 * l + 1)).abs().max() < 1e-14 * (2 * l + 1)
         assert torch.equal(mirrored[:, block(l)], (-1) ** l * y[:, block(l)])
 
@@ -70,7 +70,7 @@ def test_squares_of_one_degree_add_up_to_2l_plus_1_and_parity_is_exact():
 def test_harmonics_turn_with_the_wigner_matrices_of_irreps():
     v, rotation = random_vectors(20), random_rotation(3)
     y, turned = spherical_harmonics(LMAX, v), spherical_harmonics(LMAX, v @ torch.from_numpy(rotation).T)
-    for l in range(LMAX + 1):  # noqa: E741
+    for l in range(LMAX + 1):
         d = torch.from_numpy(wigner_d(l, rotation))
         assert (turned[:, block(l)] - y[:, block(l)] @ d.T).abs().max() < 1e-13
 
@@ -186,10 +186,10 @@ def test_legendre_is_scipys_and_known_at_the_ends():
     x = torch.linspace(-1, 1, 101, dtype=torch.float64).requires_grad_()
     p = legendre(LMAX, x)
     assert p.shape == (101, LMAX + 1)
-    for l in range(LMAX + 1):  # noqa: E741
+    for l in range(LMAX + 1):
         assert np.abs(p[:, l].detach().numpy() - eval_legendre(l, x.detach().numpy())).max() < 1e-14
         assert p[-1, l] == 1 and p[0, l] == (-1) ** l
-    for l in range(1, LMAX + 1):  # noqa: E741
+    for l in range(1, LMAX + 1):
         (slope,) = torch.autograd.grad(p[:, l].sum(), x, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True)
         assert slope[-1].item() == pytest.approx(l * (l + 1) / 2, rel=1e-13)
@@ -203,7 +203,7 @@ def test_legendre_gradcheck_and_addition_theorem():
     a, b = (torch.nn.functional.normalize(random_vectors(40, seed)) for seed in (1, 2))
     products = spherical_harmonics(LMAX, a) * spherical_harmonics(LMAX, b)
     p = legendre(LMAX, (a * b).sum(1))
-    for l in range(LMAX + 1):  # noqa: E741
+    for l in range(LMAX + 1):
         assert (products[:, block(l)].sum(1) - (2 * l + 1) * p[:, l]).abs().max() < 5e-13  # slope of P_l: 36
 
 
@@ -231,7 +231,7 @@ def test_small_arguments_keep_their_relative_accuracy():
     got = spherical_bessel(LMAX, torch.tensor(points, dtype=torch.float64)).numpy()
     with mp.workdps(60):
         for i, x in enumerate(points):
-            for l in range(LMAX + 1):  # noqa: E741
+            for l in range(LMAX + 1):
                 want = mp.sqrt(mp.pi / (2 * mp.mpf(x))) * mp.besselj(l + mp.mpf(1) / 2, mp.mpf(x))
                 assert abs(got[i, l] / want - 1) < 5e-14 * (l + 1), (x, l)
 
@@ -241,7 +241,7 @@ def test_spherical_bessel_and_its_derivatives_at_zero():
     x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     j = spherical_bessel(4, x)
     want = {0: (1, 0, -1 / 3), 1: (0, 1 / 3, 0), 2: (0, 0, 2 / 15)}
-    for l in range(5):  # noqa: E741
+    for l in range(5):
         (slope,) = torch.autograd.grad(j[0, l], x, create_graph=True)
         (curvature,) = torch.autograd.grad(slope, x, retain_graph=True)
         assert [j[0, l].item(), slope.item(), curvature.item()] == pytest.approx(want.get(l, (0, 0, 0)), abs=1e-15)
@@ -252,7 +252,7 @@ def test_spherical_bessel_satisfies_its_differential_equation():
     x = torch.tensor([1e-6, 0.1, 0.999999, 1.000001, 2.5, 3.0, 7.999999, 8.000001, 20.0], dtype=torch.float64)
     x.requires_grad_()
     j = spherical_bessel(LMAX, x)
-    for l in range(LMAX + 1):  # noqa: E741
+    for l in range(LMAX + 1):
         (slope,) = torch.autograd.grad(j[:, l].sum(), x, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), x, retain_graph=True)
         residue = x * x * curvature + 2 * x * slope + (x * x - l * (l + 1)) * j[:, l]
@@ -279,7 +279,7 @@ def test_roots_are_roots_and_none_is_missed():
     assert roots.shape == (LMAX + 1, 10) and roots.dtype == np.float64
     assert np.abs(roots[0] - np.pi * np.arange(1, 11)).max() < 1e-14
     assert roots[1, :3] == pytest.approx([4.493409457909064, 7.725251836937707, 10.904121659428899], abs=1e-14)
-    for l in range(LMAX + 1):  # noqa: E741
+    for l in range(LMAX + 1):
         assert np.abs(spherical_jn(l, roots[l])).max() < 5e-15
         grid = np.linspace(1e-3, roots[l, -1] + 0.1, 4000)
         signs = np.sign(spherical_jn(l, grid))

@@ -22,7 +22,7 @@ def ball(n_radial, n_polar, n_azimuth=1):
 
 
 def test_two_dimensional_basis_is_orthonormal_over_the_ball():
-    n, l = 5, 6  # noqa: E741
+    n, l = 5, 6
     r, cos, _, weights = ball(50, 10)
     f = BesselLegendreBasis(n, l, C)(r, cos).numpy()
     assert f.shape == (r.numel(), n * l)
@@ -30,14 +30,14 @@ def test_two_dimensional_basis_is_orthonormal_over_the_ball():
 
 
 def test_three_dimensional_basis_is_orthonormal_over_the_ball():
-    n, l = 3, 4  # noqa: E741
+    n, l = 3, 4
     r, cos, phi, weights = ball(30, 6, 8)
     f = BesselHarmonicBasis(n, l, C)(r, torch.acos(cos), phi).numpy()
     assert f.shape == (r.numel(), n * l * l)
     assert np.abs(np.einsum("r,ra,rb->ab", weights, f, f) - np.eye(n * l * l)).max() < 1e-12
 
 
-def radial(l, k, r):  # noqa: E741
+def radial(l, k, r):
     z = spherical_bessel_roots(l, k)[l, k - 1]
     return np.sqrt(2 / C**3) / abs(spherical_jn(l + 1, z)) * spherical_jn(l, z * r / C)
 
@@ -50,7 +50,7 @@ def coordinates(n=60, seed=0):
 def test_order_of_the_two_dimensional_basis_is_degree_then_root():
     r, theta, _ = coordinates()
     got = BesselLegendreBasis(3, 4, C)(torch.from_numpy(r), torch.from_numpy(np.cos(theta))).numpy()
-    for l in range(4):  # noqa: E741
+    for l in range(4):
         for k in range(1, 4):
             want = radial(l, k, r) * np.sqrt((2 * l + 1) / (4 * np.pi)) * eval_legendre(l, np.cos(theta))
             assert np.abs(got[:, 3 * l + k - 1] - want).max() < 1e-13
@@ -61,7 +61,7 @@ def test_order_of_the_three_dimensional_basis_is_degree_then_root_then_m():
     r, theta, phi = coordinates()
     got = BesselHarmonicBasis(2, 4, C)(*(torch.from_numpy(a) for a in (r, theta, phi))).numpy()
     column = 0
-    for l in range(4):  # noqa: E741
+    for l in range(4):
         for k in (1, 2):
             for m in range(-l, l + 1):
                 y = sph_harm_y(l, abs(m), theta, phi)
@@ -110,7 +110,7 @@ def test_second_derivatives_at_zero_distance_are_the_analytic_ones():
     f = basis(r, torch.ones(1, dtype=torch.float64))[0]
     roots = spherical_bessel_roots(3, 1)[:, 0]
     factor = {0: -1 / 3, 2: 2 / 15}
-    for l in range(4):  # noqa: E741
+    for l in range(4):
         (slope,) = torch.autograd.grad(f[l], r, create_graph=True)
         (curvature,) = torch.autograd.grad(slope, r, retain_graph=True)
         norm = np.sqrt(2 / C**3 * (2 * l + 1) / (4 * np.pi)) / abs(spherical_jn(l + 1, roots[l]))
@@ -134,7 +134,7 @@ def test_shapes_types_and_state():
     (0, 3, C, "0"), (2, 0, C, "0"), (2, 10, C, "10"), (2, -1, C, "-1"), (1.5, 2, C, "1.5"), (2, 2, 0.0, "0.0"),
     (2, 2, -3, "-3"),
 ])  # fmt: skip
-def test_bad_arguments_are_refused_with_the_value(cls, n, l, cutoff, received):  # noqa: E741
+def test_bad_arguments_are_refused_with_the_value(cls, n, l, cutoff, received):
     with pytest.raises(ValueError, match=f"{cls.__name__}: .* got {received}"):
         cls(n, l, cutoff)
 

@@ -68,7 +68,7 @@ def test_bessel_legendre_grid_and_its_zero_lines(figures, tmp_path):
 
 def test_surfaces_are_at_the_distance_of_the_magnitude_of_the_harmonics():
     seen = []
-    for l, m, xyz, value in plot_basis._surfaces(3, fine=False):  # noqa: E741
+    for l, m, xyz, value in plot_basis._surfaces(3, fine=False):
         seen.append((l, m))
         points = torch.from_numpy(np.moveaxis(xyz, 0, -1).reshape(-1, 3))
         exact = spherical_harmonics(l, points)[:, l * l + l + m].numpy()
