@@ -152,6 +152,8 @@ def _available(found: list[Atoms]) -> str:
 def _frame(atoms: Atoms, names: dict[str, str], origin: str, notes: list[str]) -> Frame:
     values = {term: _label(atoms, name) for term, name in names.items()}
     energy, forces, stress = values.get("energy"), values.get("forces"), values.get("stress")
+    if not len(atoms):
+        raise ValueError(f"{origin}: the frame holds no atoms")
     if energy is not None:
         energy = float(_checked(energy, (), names["energy"], origin))
     if forces is not None:
@@ -169,11 +171,17 @@ def _frame(atoms: Atoms, names: dict[str, str], origin: str, notes: list[str]) -
     return Frame(bare, energy, forces, stress, str(atoms.info.get("config_type", "")), 1.0, origin)
 
 
-def _checked(value, shape: tuple, name: str, origin: str) -> np.ndarray:
+def _array(value, name: str, origin: str) -> np.ndarray:
     try:
-        array = np.asarray(value, dtype=np.float64)
+        return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{origin}: {name} must be numbers, got {value!r}") from None
+
+
+def _checked(value, shape: tuple, name: str, origin: str) -> np.ndarray:
+    array = _array(value, name, origin)
+    if shape == () and array.size == 1:
+        array = array.reshape(())
     if array.shape != shape:
         raise ValueError(f"{origin}: {name} must have shape {shape}, got {array.shape}")
     if not np.isfinite(array).all():
@@ -183,7 +191,7 @@ def _checked(value, shape: tuple, name: str, origin: str) -> np.ndarray:
 
 def _tensor(value, name: str, origin: str) -> np.ndarray:
     """A symmetric 3x3 tensor from 3x3, 9 or 6 (Voigt: xx yy zz yz xz xy) numbers."""
-    array = np.asarray(value, dtype=np.float64)
+    array = _array(value, name, origin)
     if array.shape == (6,):
         array = voigt_6_to_full_3x3_stress(array)
     array = _checked(array.reshape(3, 3) if array.size == 9 else array, (3, 3), name, origin)

@@ -18,7 +18,7 @@ from .graph import edge_vectors
 
 LISTED = 20  # frames that are named one by one
 ENERGY_OUTLIER = 12.0  # robust standard deviations
-FORCE_OUTLIER = 20.0  # times the root mean square force
+FORCE_OUTLIER = 20.0  # times the 90th percentile of the components
 TOO_CLOSE = 0.6  # times the sum of the covalent radii
 LARGE_STRESS = 0.5  # eV/A^3, 80 GPa
 NET_FORCE = 0.05  # eV/A per atom
@@ -128,16 +128,16 @@ def energy_outliers(frames: Sequence[Frame], statistics: dict) -> list[dict]:
 
 
 def force_outliers(frames: Sequence[Frame]) -> list[dict]:
-    """Frames with a force component above 20 times the root mean square of all."""
-    chosen = [frame for frame in frames if frame.forces is not None and len(frame.atoms)]
+    """Frames with a force component above 20 times the size that 90 % of all components stay below."""
+    chosen = [frame for frame in frames if frame.forces is not None]
     if not chosen:
         return []
-    rms = np.sqrt(np.mean(np.concatenate([f.forces for f in chosen]) ** 2))
+    usual = float(np.percentile(np.abs(np.concatenate([f.forces for f in chosen])), 90))
     largest = [float(np.abs(f.forces).max()) for f in chosen]
     return [
-        {"frame": frame.origin, "reason": f"force component of {value:.1f} eV/A, rms {rms:.2f}"}
+        {"frame": frame.origin, "reason": f"force component of {value:.1f} eV/A, 90 % of all are below {usual:.2f}"}
         for frame, value in zip(chosen, largest)
-        if value > FORCE_OUTLIER * rms
+        if value > FORCE_OUTLIER * usual
     ]
 
 

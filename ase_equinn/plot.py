@@ -31,11 +31,15 @@ def plot_parity(sets: dict[str, tuple[Sequence[Frame], Sequence[Prediction]]]) -
     found = {name: errors(*pair) for name, pair in sets.items()}
     for k, (quantity, unit, points) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), k + 1)
-        axes.axline((points[0][1][0], points[0][1][0]) if len(points[0][1]) else (0, 0), slope=1, color="0.6", lw=0.8)
+        every = np.concatenate([values for _, *pair in points for values in pair])
+        low, high = every.min(), every.max()
+        margin = 0.04 * (high - low) or 1.0
+        axes.axline((low, low), slope=1, color="0.6", lw=0.8)
         for name, reference, predicted in points:
             if len(reference):
                 mae = found[name][f"{quantity}_mae"]
                 axes.plot(reference, predicted, ".", ms=3, alpha=0.6, label=f"{name}: MAE {mae:.3g} m{unit}", rasterized=True)
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
         axes.set_xlabel(f"reference {quantity} ({unit})")
         axes.set_ylabel(f"predicted {quantity} ({unit})")
         axes.legend(fontsize=8)

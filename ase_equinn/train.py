@@ -73,7 +73,7 @@ def train(
     folders = [Path(place) for place in (data_dir, Path(name).parent if name else None) if place]
     sets = read_sets(config, folders)
     config = config.model_copy(update={"data": config.data.model_copy(update=sets.files)})
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         run, facts = prepare_run(config, sets, folder, resume, started, console)
         with Display(console, folder / "log.csv") as display:
@@ -134,7 +134,7 @@ def read_sets(config: TrainConfig, folders: list[Path]) -> Sets:
     _check_weights(config, frames)
     frames = {part: apply_weights(group, data.config_type_weights) for part, group in frames.items()}
     isolated = [frame for frame in frames["train"] if is_isolated_atom(frame)]
-    for part in ("train", "valid"):
+    for part in frames:
         frames[part] = [frame for frame in frames[part] if not is_isolated_atom(frame)]
     if not frames["train"]:
         raise ValueError("data.train: the files hold no structure to train on (isolated atoms apart)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ase.data import atomic_numbers
+
 from .potential import Potential
 from .train_progress import duration, number
 
@@ -41,9 +43,13 @@ def card(potential: Potential, name: str) -> str:
         "",
         *_range_lines(data),
         "",
-        "Outside these ranges the potential extrapolates. Energies are relative to the isolated atoms at",
-        "; ".join(f"{symbol} {energy:.6f} eV" for symbol, energy in training["statistics"]["reference_energies"].items())
-        + f" (from: {_origins(training['statistics'])}).",
+        "Outside these ranges the potential extrapolates.",
+        "",
+        "| element | reference energy eV | from | isolated atom in this potential eV |",
+        "|---|---|---|---|",
+        *_energy_rows(potential, training["statistics"]),
+        "",
+        "Isolated atoms are not fitted: do not take dissociation energies from this potential unless the last column agrees.",
         "",
         "## Training",
         "",
@@ -77,5 +83,9 @@ def _range_lines(data: dict) -> list[str]:
     return lines
 
 
-def _origins(statistics: dict) -> str:
-    return ", ".join(sorted({origin.split(",")[0] for origin in statistics["reference_energies_from"].values()}))
+def _energy_rows(potential: Potential, statistics: dict) -> list[str]:
+    return [
+        f"| {symbol} | {energy:.6f} | {statistics['reference_energies_from'][symbol].split(',')[0]} | "
+        f"{potential.isolated_energy(atomic_numbers[symbol]):.6f} |"
+        for symbol, energy in statistics["reference_energies"].items()
+    ]

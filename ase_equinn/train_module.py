@@ -67,7 +67,6 @@ class Run:
         self.stopped = ""  # why, when the run ends early
         self.interrupted = False
         self.sums = torch.zeros(8, dtype=torch.float64)
-        self.first: tuple[float, int] | None = None
 
     # one step
 
@@ -77,8 +76,7 @@ class Run:
         return self.config.training.learning_rate * factor * self.plateau_factor
 
     def before_step(self) -> None:
-        if self.first is None:
-            self.first = (self.clock.elapsed(), self.step)
+        self.clock.first_step(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
 
@@ -112,10 +110,13 @@ class Run:
             raise FloatingPointError(
                 f"the loss is {self.sums[0]} in epoch {self.epoch + 1}, step {self.step}: lower training.learning_rate"
             )
-        total = self.clock.expected_steps(self.step, self.first)
-        decay = ema_decay(self.config.training.ema, self.step, total)
+        decay = ema_decay(self.config.training.ema, self.step, self.clock.expected_steps(self.step))
         torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in self.parameters], 1.0 - decay)
-        if self.clock.progress(self.step) >= 1.0 and self.clock.budget is not None:
+        if self.clock.budget is None:
+            return
+        if not self.rows:  # a prediction takes less than half of a training step
+            self._set_aside(0.5 * self.clock.step_seconds(self.step) / self.config.training.batch_size)
+        if self.clock.progress(self.step) >= 1.0:
             self.stopped = "the time is up"
 
     # one epoch
@@ -124,8 +125,8 @@ class Run:
         self.batches.epoch = self.epoch
         self.sums.zero_()
 
-    def end_epoch(self, complete: bool) -> None:
-        """Validates the average, keeps it if it is the best, and reports; an incomplete epoch ends the run."""
+    def end_epoch(self) -> None:
+        """Validates the average, keeps it if it is the best, and reports."""
         start = time.monotonic()
         valid, valid_loss = self.validate()
         self._set_aside((time.monotonic() - start) / len(self.valid_frames))
@@ -146,7 +147,7 @@ class Run:
         """Time that the budget keeps for what follows the last step: evaluations (seconds per frame known) and plots."""
         if self.clock.budget is None:
             return
-        self.n_shown = min(self.n_shown, max(10, int(0.03 * self.clock.budget / per_frame)))
+        self.n_shown = min(TRAIN_SHOWN, len(self.batches.samples), max(10, int(0.03 * self.clock.budget / per_frame)))
         n_final = 2 * len(self.valid_frames) + self.n_test + self.n_shown
         self.clock.reserve = min(0.5 * self.clock.budget, PLOTS + 1.1 * per_frame * n_final)
 
@@ -172,14 +173,14 @@ class Run:
         tensors |= {f"averaged.{name}": x for name, x in self.averaged.state_dict().items()}
         tensors |= {f"best.{name}": x for name, x in self.best.items()}
         tensors |= optimizer_tensors(self.optimizer) | {"rng": torch.get_rng_state()}
-        names = ("epoch", "step", "best_epoch", "plateau_epochs", "plateau_factor", "best_loss", "rows", "stopped")
-        return Checkpoint(tensors, {name: getattr(self, name) for name in names} | {"elapsed": self.clock.elapsed()})
+        state = {name: getattr(self, name) for name in _STATE}
+        return Checkpoint(tensors, state | {"elapsed": self.clock.elapsed(), "begin": self.clock.begin})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Puts back what `checkpoint` gave."""
-        for name, value in checkpoint.state.items():
-            if name != "elapsed" and hasattr(self, name):
-                setattr(self, name, value)
+        for name in _STATE:
+            setattr(self, name, checkpoint.state[name])
+        self.clock.begin = checkpoint.state["begin"]
         self.potential.load_state_dict(_part(checkpoint, "weights"))
         self.averaged.load_state_dict(_part(checkpoint, "averaged"))
         self.best = {name: x.to(self.potential.device) for name, x in _part(checkpoint, "best").items()}
@@ -193,6 +194,7 @@ class Run:
         return self.averaged
 
 
+_STATE = ("epoch", "step", "best_epoch", "plateau_epochs", "plateau_factor", "best_loss", "rows", "stopped")
 _LOGGED = ("energy_mae", "energy_rmse", "force_mae", "force_rmse", "stress_mae", "stress_rmse")
 
 
@@ -255,7 +257,7 @@ def _adapter(run: Run, checkpoint_path: Path, extra: dict, after_step: Callable[
         def on_train_epoch_end(self):
             if not self.complete and run.interrupted:
                 return
-            run.end_epoch(self.complete)
+            run.end_epoch()
             if run.stopped:
                 self.trainer.should_stop = True
             if self.complete:

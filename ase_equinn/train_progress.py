@@ -51,10 +51,9 @@ class Display:
             console=console, refresh_per_second=2, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self.task = self.progress.add_task("training", total=1.0, text="")
-        self.rows: list[dict] = []
 
     def __enter__(self) -> Display:
-        self.console.print(HEADER, highlight=False)
+        self.console.print(HEADER, highlight=False, soft_wrap=True)
         self.progress.start()
         return self
 
@@ -63,7 +62,7 @@ class Display:
 
     def epoch(self, run: Run) -> None:
         """After an epoch: its line and log.csv."""
-        self.console.print(epoch_line(run.rows[-1]), highlight=False)
+        self.console.print(epoch_line(run.rows[-1]), highlight=False, soft_wrap=True)
         write_log(self.log, run.rows)
 
     def step(self, run: Run) -> None:
@@ -71,7 +70,7 @@ class Display:
         if not self.console.is_terminal:
             return
         done = run.clock.progress(run.step)
-        left = run.clock.elapsed() * (1.0 - done) / max(done, 1e-6)
+        left = (run.clock.elapsed() - (run.clock.begin or 0.0)) * (1.0 - done) / max(done, 1e-6)
         now = run.fit_errors()
         text = (
             f"epoch {run.epoch + 1}, {duration(left)} left, "

@@ -35,31 +35,48 @@ class Clock:
     """Progress of a run in 0..1, by steps, or by the wall clock where there is a time budget.
 
     Args:
-        budget: seconds for the whole run with what follows the last step; None: count steps.
+        budget: seconds for the whole run, what comes before the first and after the last step included; None: count steps.
         total_steps: steps of the run without a budget.
-        elapsed: seconds spent before (a resumed run).
+        elapsed: seconds spent before (a resumed run, reading data).
+
+    Attributes:
+        begin: elapsed seconds at the first step of the run, where progress is 0.
+        reserve: seconds kept for what follows the last step.
     """
 
     def __init__(self, budget: float | None, total_steps: int, elapsed: float = 0.0):
         self.budget, self.total_steps = budget, total_steps
         self._start = time.monotonic() - elapsed
+        self.begin: float | None = None
         self.reserve = 0.0 if budget is None else min(3.0, 0.1 * budget)
+        self._session: tuple[float, int] | None = None  # elapsed seconds and steps at the first step of this process
 
     def elapsed(self) -> float:
         """Seconds spent, those before a resume included."""
         return time.monotonic() - self._start
 
+    def first_step(self, step: int) -> None:
+        """To be called before each step; remembers the first."""
+        if self._session is None:
+            self._session = self.elapsed(), step
+            self.begin = self._session[0] if self.begin is None else self.begin
+
     def progress(self, step: int) -> float:
         """The part of the run that is done after `step` steps."""
         if self.budget is None:
             return min(1.0, step / self.total_steps)
-        return min(1.0, self.elapsed() / max(self.budget - self.reserve, 1e-9))
+        begin = self.begin or 0.0
+        return min(1.0, (self.elapsed() - begin) / max(self.budget - self.reserve - begin, 1e-9))
 
-    def expected_steps(self, step: int, since: tuple[float, int]) -> float:
-        """Steps of the whole run; with a budget by the speed since (seconds, step)."""
+    def step_seconds(self, step: int) -> float:
+        """Mean duration of a step of this process, epochs' ends included; 0 before the first."""
+        if self._session is None or step <= self._session[1]:
+            return 0.0
+        return (self.elapsed() - self._session[0]) / (step - self._session[1])
+
+    def expected_steps(self, step: int) -> float:
+        """Steps of the whole run, as far as can be told after `step` steps."""
         if self.budget is None:
             return self.total_steps
-        seconds, steps = self.elapsed() - since[0], step - since[1]
-        if steps < 1 or seconds <= 0:
-            return 0.0
-        return step + max(0.0, self.budget - self.reserve - self.elapsed()) * steps / seconds
+        seconds = self.step_seconds(step)
+        return step + max(0.0, self.budget - self.reserve - self.elapsed()) / seconds if seconds else 0.0
