@@ -47,6 +47,7 @@ def derivatives(
         Derivatives; see the fields. No atoms, no edges and an energy that ignores the positions are ordinary input.
     """
     with torch.inference_mode(False), torch.enable_grad():
+        graphs, positions = _ordinary(graphs, positions)
         exact, leaves = _vectors(potential, graphs, positions)
         node_energy = potential.node_energy(graphs, leaves)
         gradients = _gradients(node_energy, leaves, training)
@@ -82,8 +83,9 @@ def hessian(
     for atom in atoms:
         if not 0 <= atom < n:
             raise ValueError(f"index {atom} is not an atom: there are {n}")
-    rows = torch.zeros(3 * len(atoms), 3 * n, dtype=torch.float64, device=positions.device)
     with torch.inference_mode(False), torch.enable_grad():
+        graphs, positions = _ordinary(graphs, positions)
+        rows = torch.zeros(3 * len(atoms), 3 * n, dtype=torch.float64, device=positions.device)
         _, leaves = _vectors(potential, graphs, positions)
         gradients = _gradients(potential.node_energy(graphs, leaves), leaves, True)
         live = [k for k, gradient in enumerate(gradients) if gradient.requires_grad]
@@ -98,6 +100,14 @@ def hessian(
                 second = torch.autograd.grad(outputs, leaves, seeds, retain_graph=True, materialize_grads=True)
                 rows[3 * a + c] = -_forces(graphs, [_columns(s) for s in second]).reshape(-1)
     return rows
+
+
+def _ordinary(graphs: tuple[Graph, ...], positions: Tensor):
+    """Copies of tensors that were made in inference mode, which no gradient may pass through; all others as they are."""
+    if positions.is_inference() or any(graph.edge_index.is_inference() for graph in graphs):
+        graphs = tuple(Graph(*(x.clone() for x in graph[:-1]), graph.n_graphs) for graph in graphs)
+        positions = positions.clone()
+    return graphs, positions
 
 
 def _vectors(potential: Potential, graphs: tuple[Graph, ...], positions: Tensor):

@@ -5,6 +5,7 @@ cutoff and know their species. `register(monkeypatch)` lets files name them for 
 """
 
 import itertools
+import math
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ def brute_graph(numbers, positions: Tensor, cell, pbc, cutoff: float) -> Graph:
         full[~pbc] = torch.eye(3, dtype=torch.float64)[~pbc]
         heights = 1 / torch.linalg.inv(full).norm(dim=0)
         span = positions.max(0).values - positions.min(0).values
-        reach = [int(np.ceil((cutoff + span.norm()) / heights[d])) + 1 if pbc[d] else 0 for d in range(3)]
+        reach = [math.ceil((cutoff + span.norm().item()) / heights[d].item()) + 1 if pbc[d] else 0 for d in range(3)]
     shifts = list(itertools.product(*(range(-r, r + 1) for r in reach)))
     offsets = torch.tensor(shifts, dtype=torch.float64).reshape(-1, 3) @ cell
     edges = []
