@@ -108,7 +108,8 @@ class EquiCalculator(Calculator):
         parameters, stored = {**self.parameters, **changed}, self._stored
         parameters["device"] = str(parameters["device"])
         if "model" in changed:
-            stored, parameters["model"] = load_models(changed["model"])
+            with _own_modes(torch.device("cpu")):
+                stored, parameters["model"] = load_models(changed["model"])
         self._assemble(stored, parameters)
         self.reset()
         return changed

@@ -18,7 +18,11 @@ def toy_potential(seed=0, scale=1.0, cutoffs=(4.0, 5.0), dtype=torch.float64) ->
         torch.manual_seed(seed)
         models = [Pair(SPECIES, cutoffs[0]), Embedded(SPECIES, cutoffs[1])]
     references = {6: -3.25 * scale, 14: 1.5 * scale}
-    return Potential(models, scale=scale, reference_energies=references).to(dtype=dtype)
+    potential = Potential(models, scale=scale, reference_energies=references).double()
+    with torch.no_grad():
+        for parameter in potential.parameters():
+            parameter.mul_(1 + 1e-9)  # weights that float32 cannot hold
+    return potential.to(dtype=dtype)
 
 
 def crystal(pbc=True, n=4, seed=0) -> Atoms:

@@ -192,6 +192,10 @@ def test_stress_refused_keeps_what_is_valid(calc):
     with pytest.raises(PropertyNotImplementedError):
         calc.get_stress(atoms)
     assert calc.results == {}
+    calc.get_forces(atoms)
+    with pytest.raises(PropertyNotImplementedError):
+        calc.calculate(slab(), ["stress"])
+    assert calc.results == {}
 
 
 def test_direct_calculate(calc):
@@ -277,8 +281,9 @@ def test_two_precisions_interleave():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_settings_generators_and_the_given_potential_stay_as_they_are(device):
+def test_settings_generators_and_the_given_potential_stay_as_they_are(device, tmp_path):
     potential = toy_potential(dtype=torch.float32).train()
+    path = network().save(tmp_path)
     weights = copy.deepcopy(potential.state_dict())
     atoms = crystal()
     atoms.info["note"], atoms.constraints = [1], FixAtoms([2])
@@ -293,7 +298,8 @@ def test_settings_generators_and_the_given_potential_stay_as_they_are(device):
     calc = EquiCalculator(potential, device=device, dtype="float64")
     for ask in (calc.get_potential_energy, calc.get_forces, calc.get_stress, calc.get_hessian, calc.get_descriptors):
         ask(atoms)
-    calc = pickle.loads(pickle.dumps(calc))
+    pickle.loads(pickle.dumps(calc)).set(dtype="float32")
+    EquiCalculator(path, device=device).get_forces(atoms)
     assert state() == before
     assert potential.training and potential.dtype == torch.float32 and potential.device.type == "cpu"
     assert all(p.requires_grad and p.grad is None for p in potential.parameters())
