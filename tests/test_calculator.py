@@ -21,7 +21,9 @@ from ase_equinn.models.schnet import SchNet
 from ase_equinn.potential import Potential
 
 MASKS = list(itertools.product([False, True], repeat=3))
-STEP = 1e-4  # A, or strain; central differences of these potentials are then good to about 1e-8 of the largest component
+STEP = (
+    1e-4  # A, or strain; central differences of these potentials are then good to about 1e-8 of the largest component
+)
 
 
 @pytest.fixture(scope="module", params=DEVICES)

@@ -31,14 +31,22 @@ def forces(model, **kwargs):
 def test_model_is_a_folder_a_file_a_potential_or_a_list(folder, monkeypatch):
     expected = forces(toy_potential())
     monkeypatch.chdir(folder)
-    for model in (folder / "toy", str(folder / "toy"), folder / "toy/model.safetensors", "toy", Path("toy"), ["toy"], ("toy",)):
+    for model in (
+        folder / "toy",
+        str(folder / "toy"),
+        folder / "toy/model.safetensors",
+        "toy",
+        Path("toy"),
+        ["toy"],
+        ("toy",),
+    ):
         np.testing.assert_array_equal(forces(model), expected)
     assert np.abs(forces("other.safetensors") - expected).max() > 1e-3
 
 
 @pytest.mark.skipif(not shipped_potentials(), reason="no potential is shipped")
 def test_shipped_name_from_any_folder(tmp_path, monkeypatch):
-    name = sorted(shipped_potentials())[0]
+    name = min(shipped_potentials())
     expected = EquiCalculator(name, device="cpu")._stored[0].state_dict()
     monkeypatch.chdir(tmp_path)
     found = EquiCalculator(name, device="cpu")._stored[0].state_dict()
@@ -48,13 +56,21 @@ def test_shipped_name_from_any_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"model": "no-such-thing"}, PotentialFileError, r"'no-such-thing' is no file, no folder and no shipped potential"),
+        (
+            {"model": "no-such-thing"},
+            PotentialFileError,
+            r"'no-such-thing' is no file, no folder and no shipped potential",
+        ),
         ({"model": None}, TypeError, r"model must be a path.*got None"),
         ({"model": 3}, TypeError, r"model must be a path.*got 3"),
         ({"model": [toy_potential(), 3]}, TypeError, r"model must be a path.*got 3"),
         ({"model": []}, ValueError, r"at least one potential, got \[\]"),
         ({"model": Pair(SPECIES, 4.0)}, TypeError, r"model must be a path.*got Pair"),
-        ({"model": [toy_potential(), Potential(Pair([8], 3.0))]}, ValueError, r"no species in common: \[\(6, 14\), \(8,\)\]"),
+        (
+            {"model": [toy_potential(), Potential(Pair([8], 3.0))]},
+            ValueError,
+            r"no species in common: \[\(6, 14\), \(8,\)\]",
+        ),
         ({"device": "gpu"}, ValueError, r"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         ({"device": "mps"}, ValueError, r"device must be .* got 'mps'"),
         ({"device": None}, ValueError, r"device must be .* got 'None'"),
@@ -147,7 +163,15 @@ def test_trajectory_records_name_arguments_and_results(folder):
 
 @pytest.mark.parametrize(
     ("indices", "expected"),
-    [(None, [0, 1, 2]), ([2, 0], [2, 0]), ([-1], [2]), (np.array([1]), [1]), ([False, True, True], [1, 2]), ([], []), (range(2), [0, 1])],
+    [
+        (None, [0, 1, 2]),
+        ([2, 0], [2, 0]),
+        ([-1], [2]),
+        (np.array([1]), [1]),
+        ([False, True, True], [1, 2]),
+        ([], []),
+        (range(2), [0, 1]),
+    ],
 )
 def test_indices(indices, expected):
     assert atom_indices(indices, 3).tolist() == expected

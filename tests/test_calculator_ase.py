@@ -118,7 +118,9 @@ def test_nose_hoover_conserves_its_energy(ensemble):
 def test_langevin_heats_to_its_temperature():
     """From rest; the mean over 300 steps of 96 degrees of freedom scatters by some 5 %."""
     atoms = crystal()
-    integrator = LangevinBAOAB(atoms, 4 * units.fs, temperature_K=300, T_tau=40 * units.fs, rng=np.random.default_rng(2))
+    integrator = LangevinBAOAB(
+        atoms, 4 * units.fs, temperature_K=300, T_tau=40 * units.fs, rng=np.random.default_rng(2)
+    )
     temperatures = []
     integrator.attach(lambda: temperatures.append(atoms.get_temperature()))
     integrator.run(400)
@@ -150,7 +152,9 @@ def test_band_over_a_vacancy_hop(shared):
 def test_pymatgen_relaxes_and_calculates():
     structures = pytest.importorskip("pymatgen.core")
     a, calc = 1.04 * A0, calculator()
-    structure = structures.Structure(structures.Lattice.cubic(a), ["Si"] * 4, bulk("Si", "fcc", a=1, cubic=True).positions)
+    structure = structures.Structure(
+        structures.Lattice.cubic(a), ["Si"] * 4, bulk("Si", "fcc", a=1, cubic=True).positions
+    )
     start = structure.calculate(calculator=calc).results["energy"]
     assert start == pytest.approx(calc.get_potential_energy(structure.to_ase_atoms()), rel=1e-12)
     with warnings.catch_warnings():

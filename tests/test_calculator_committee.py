@@ -79,7 +79,9 @@ def test_one_potential_has_no_spread(model):
     calc = calculator(model)
     calc.get_forces(crystal())
     assert set(calc.results) == set(MEANS) == set(calc.implemented_properties)
-    with pytest.raises(PropertyNotImplementedError, match=r"forces_std needs a committee: EquiCalculator\(\[first, second"):
+    with pytest.raises(
+        PropertyNotImplementedError, match=r"forces_std needs a committee: EquiCalculator\(\[first, second"
+    ):
         calc.get_property("forces_std", crystal())
 
 
