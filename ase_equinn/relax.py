@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -121,7 +122,9 @@ def relax(
     try:
         if folder:
             folder.open()
-        result = _run(structure, settings, steps, folder, progress)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "logm result may be inaccurate")  # by 1e-12, of ASE's cell filter
+            result = _run(structure, settings, steps, folder, progress)
     finally:
         if folder:
             folder.close()
