@@ -58,7 +58,7 @@ class EquiCalculator(Calculator):
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "float32" or "float64" for the network; positions, sums and results are float64 in any case.
         skin: A; neighbour lists are rebuilt when atoms may have moved by half of it. Results do not depend on it.
-        backend: "auto" or "reference", the implementation of the operators.
+        backend: "auto" (the fastest implementation of the operators) or "reference" (plain torch).
         neighbors: what finds the neighbours, see `NeighborList`.
 
     Attributes:
@@ -117,13 +117,15 @@ class EquiCalculator(Calculator):
     def _assemble(self, stored: list[Potential], parameters: dict) -> None:
         """Takes over checked parameters and all that follows from them, or raises and changes nothing."""
         device, dtype = find_device(parameters["device"]), DTYPES[one_of("dtype", parameters["dtype"], DTYPES)]
-        one_of("backend", parameters["backend"], BACKENDS)
+        backend = one_of("backend", parameters["backend"], BACKENDS)
         one_of("neighbors", parameters["neighbors"], NEIGHBORS)
         skin = parameters["skin"]
         if not isinstance(skin, Real):
             raise TypeError(f"skin must be a number of A, got {skin!r}")
         with _own_modes(device):
             potentials = [copy.deepcopy(p).to(device=device, dtype=dtype).requires_grad_(False).eval() for p in stored]
+        for module in (module for p in potentials for module in p.modules() if hasattr(module, "backend")):
+            module.backend = backend
         species = set.intersection(*(set(p.species) for p in potentials))
         if not species:
             raise ValueError(f"the committee has no species in common: {[p.species for p in potentials]}")

@@ -117,6 +117,16 @@ def test_set_acts_on_the_results(folder):
     np.testing.assert_array_equal(calc.get_forces(crystal()), forces(toy_potential(seed=1)))
 
 
+def test_backend_reaches_the_operators_of_the_copy_only():
+    """Every module with an attribute `backend`; here the pair model is made to have one."""
+    potential = toy_potential()
+    potential.models[0].backend = "auto"
+    calc = EquiCalculator(potential, device="cpu", backend="reference")
+    assert calc._potentials[0].models[0].backend == "reference" and not hasattr(calc._potentials[0].models[1], "backend")
+    calc.set(backend="auto")
+    assert calc._potentials[0].models[0].backend == potential.models[0].backend == "auto"
+
+
 def test_device_may_be_a_torch_device():
     calc = EquiCalculator(toy_potential(), device=torch.device("cpu"))
     assert calc.parameters["device"] == "cpu"
