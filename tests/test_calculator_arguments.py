@@ -1,4 +1,4 @@
-"""Arguments of EquiCalculator: what each accepts, how it answers anything else, and their way through set and todict."""
+"""Arguments of EquiCalculator: what each accepts, its answer to anything else, their way through set and todict."""
 
 import json
 from pathlib import Path
@@ -122,7 +122,8 @@ def test_backend_reaches_the_operators_of_the_copy_only():
     potential = toy_potential()
     potential.models[0].backend = "auto"
     calc = EquiCalculator(potential, device="cpu", backend="reference")
-    assert calc._potentials[0].models[0].backend == "reference" and not hasattr(calc._potentials[0].models[1], "backend")
+    assert calc._potentials[0].models[0].backend == "reference"
+    assert not hasattr(calc._potentials[0].models[1], "backend")
     calc.set(backend="auto")
     assert calc._potentials[0].models[0].backend == potential.models[0].backend == "auto"
 
