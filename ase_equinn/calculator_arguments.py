@@ -1,4 +1,4 @@
-"""What EquiCalculator makes of its arguments: potentials, a device, atoms' indices; anything else is refused by value."""
+"""What EquiCalculator makes of its arguments: potentials, a device, indices; anything else is refused by value."""
 
 from __future__ import annotations
 
