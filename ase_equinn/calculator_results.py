@@ -42,7 +42,7 @@ def _energies(node_energy: torch.Tensor) -> dict:
 
 
 def merge(members: list[dict]) -> dict:
-    """The mean over M members of every property; for M > 1 also sqrt(sum_m (x_m - mean)^2 / (M - 1)), named by `STD`."""
+    """The mean over M members of every property; for M > 1 also sqrt(sum_m (x_m - mean)^2 / (M - 1)), see `STD`."""
     if len(members) == 1:
         return members[0]
     stacked = {name: np.stack([member[name] for member in members]) for name in members[0]}
