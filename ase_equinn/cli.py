@@ -33,6 +33,8 @@ EPILOG = """
 
 `equinn check my_potential structure.xyz` tests forces, stress, symmetries and drift
 
+`equinn plot harmonics --lmax 3` draws the spherical harmonics
+
 **Conventions**
 
 A POTENTIAL is a folder, a file `model.safetensors` or the name of a shipped potential; a STRUCTURE is any file that ASE
@@ -116,6 +118,26 @@ def options(
     _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
 ):
     """**ase_equinn**: E(3)-equivariant interatomic potentials as ASE calculators."""
+
+
+@app.command(rich_help_panel=RUN)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for trajectories, logs, figures and results.json.")] = Path("equinn-demo"),
+    potential: Annotated[str, typer.Option(help="Any potential that knows silicon.")] = "silicon",
+    steps: Annotated[int, typer.Option(min=10, help="Of each of the two MD runs, 1 fs each.")] = 1000,
+    device: Device = "auto",
+):
+    """Relax, run and measure silicon beside DFT: what this package does, in three minutes on two cores, no network.
+
+    `equinn demo`
+    """
+    from .demo import demo as run
+    from .demo import demo_table
+
+    with show.named_bar("demo") as progress:
+        report = run(out, potential, steps=steps, device=device, progress=progress)
+    show.out().print(demo_table(report))
+    show.out().print(show.escape(f"{report.seconds:.0f} s; trajectories, logs and figures are in {report.folder}"))
 
 
 @app.command(rich_help_panel=RUN)

@@ -210,6 +210,23 @@ def test_debug_shows_the_traceback():
     assert type(result.exception).__name__ == "PotentialFileError"
 
 
+def test_demo_passes_its_options_on_and_prints_the_table(potential, tmp_path, monkeypatch):
+    from ase_equinn import demo
+
+    received = []
+
+    def stub(output, model, *, steps, device, progress):
+        received.append((output, model, steps, device))
+        progress("NVE", 1, 2)
+        rows = [demo.Row("lattice constant, energy", "A", 5.4321, None, 5.469)]
+        return demo.DemoReport(rows, output, 12.0, [])
+
+    monkeypatch.setattr(demo, "demo", stub)
+    text = equinn("demo", "--out", tmp_path / "d", "--potential", potential, "--steps", 20, "--device", "cpu").stdout
+    assert received == [(tmp_path / "d", str(potential), 20, "cpu")]
+    assert "5.4321" in text and "5.469" in text and "12 s" in text
+
+
 @pytest.mark.parametrize(
     "arguments, name, start",
     [
