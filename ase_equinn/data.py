@@ -59,7 +59,7 @@ class Frame(NamedTuple):
 
 
 class FrameSet(NamedTuple):
-    """The frames of some files, with the label names that were found ({file: {term: name}}) and remarks for the user."""
+    """The frames of some files, the label names that were found ({file: {term: name}}) and remarks for the user."""
 
     frames: list[Frame]
     names: dict[str, dict[str, str]]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .data import Frame
 from .data_batches import Batch
-from .data_units import Work, work_of_pairs
+from .data_units import work_of_pairs
 from .graph import edge_vectors
 
 LISTED = 20  # frames that are named one by one
@@ -112,7 +112,7 @@ def closest(frames: Sequence[Frame], samples: Sequence[Batch]) -> tuple[dict[str
 
 
 def energy_outliers(frames: Sequence[Frame], statistics: dict) -> list[dict]:
-    """Frames whose energy per atom, less the reference energies, is far from the rest: |x - median| > 12 robust sigma."""
+    """Frames whose energy per atom, less the reference energies, is far from the median: by 12 robust sigma."""
     reference = statistics["reference_energies"]
     chosen = [frame for frame in frames if frame.energy is not None]
     if len(chosen) < 5:
@@ -181,7 +181,9 @@ def net_force_warning(frames: Sequence[Frame]) -> list[str]:
     ]
     if not bad:
         return []
-    return [f"the forces of {len(bad)} frames do not add up to zero (more than {NET_FORCE} eV/A per atom), e.g. {bad[0]}"]
+    return [
+        f"the forces of {len(bad)} frames do not add up to zero (more than {NET_FORCE} eV/A per atom), e.g. {bad[0]}"
+    ]
 
 
 def size_warning(frames: Sequence[Frame]) -> list[str]:
@@ -196,7 +198,9 @@ def size_warning(frames: Sequence[Frame]) -> list[str]:
         total = np.array([frame.energy for frame in group])
         if len(set(sizes)) > 1 and sizes.max() >= 1.5 * sizes.min():
             if np.std(total) < 0.2 * np.std(total / sizes):
-                return ["energies do not grow with the number of atoms: they look like energies per atom, totals are wanted"]
+                return [
+                    "energies do not grow with the number of atoms: they look like energies per atom, totals are wanted"
+                ]
     return []
 
 
@@ -224,7 +228,8 @@ def show(report: dict, console: Console) -> None:
     table = Table("set", "frames", "atoms", "E", "F", "S", "eV/atom", "|F| max eV/A", "A^3/atom", title="data")
     for name, part in report["sets"].items():
         table.add_row(
-            name, str(part["frames"]), str(part["atoms"]), *(str(part[f"with_{x}"]) for x in ("energy", "forces", "stress")),
+            name, str(part["frames"]), str(part["atoms"]),
+            *(str(part[f"with_{x}"]) for x in ("energy", "forces", "stress")),
             _range(part["energy_per_atom"]), "-" if part["force_max"] is None else f"{part['force_max']:.1f}",
             _range(part["volume_per_atom"]),
         )  # fmt: skip
@@ -245,7 +250,9 @@ def show(report: dict, console: Console) -> None:
     if len(report["outliers"]) > LISTED:
         lines.append(f"and {len(report['outliers']) - LISTED} outliers more, see data_report.json")
     for line in lines:
-        console.print(line, highlight=False, markup=False, style="yellow" if line.startswith(("warning", "outlier")) else None)
+        console.print(
+            line, highlight=False, markup=False, style="yellow" if line.startswith(("warning", "outlier")) else None
+        )
 
 
 def _range(extent: list[float] | None) -> str:

@@ -5,8 +5,8 @@ For two structures a, b of the same atoms in the same order the trapezoidal rule
     E_b - E_a = f * W_F + s * W_S      W_F = -(F_a + F_b)/2 . u      W_S = V (S_a + S_b)/2 : e
 
 with the displacement u at fixed cell, the strain e of the cell, and f = s = 1 if energies, forces and stresses agree in
-unit and sign. Least squares over many pairs gives f and s with their standard errors; a pair counts with 1/(d^2 + d0^2)^1.5,
-d its root mean square displacement, as the error of the rule grows with the cube of d.
+unit and sign. Least squares over many pairs gives f and s with their standard errors. A pair counts with the factor
+1/(d^2 + d0^2)^1.5, d its root mean square displacement, as the error of the rule grows with the cube of d.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STRESS_HINTS |= {factor: hint for factor, hint in HINTS.items() if hint.startswi
 
 
 class Work(NamedTuple):
-    """Fitted factors f and s with standard errors (nan: not determined) from `n_pairs`, and the share of E explained."""
+    """Factors f and s with standard errors (nan: not determined) from `n_pairs`, and how much of E they explain."""
 
     n_pairs: int
     forces: float

@@ -26,9 +26,9 @@ def errors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> dict:
         frames, predictions: of the same length and order.
 
     Returns:
-        n_frames; energy_mae, energy_rmse (meV/atom); energy_total_mae, energy_total_rmse (meV per structure); force_mae,
-        force_rmse (meV/A, over Cartesian components); stress_mae, stress_rmse (meV/A^3, over the six independent
-        components); per_species: {symbol: {n_atoms, force_mae, force_rmse}}.
+        n_frames; energy_mae, energy_rmse (meV/atom); energy_total_mae, energy_total_rmse (meV per structure);
+        force_mae, force_rmse (meV/A, over Cartesian components); stress_mae, stress_rmse (meV/A^3, over the six
+        independent components); per_species: {symbol: {n_atoms, force_mae, force_rmse}}.
 
     Raises:
         ValueError: sequences of different lengths.

@@ -26,46 +26,51 @@ def plot_parity(sets: dict[str, tuple[Sequence[Frame], Sequence[Prediction]]]) -
     """
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in _panels(sets) if any(len(reference) for _, reference, _ in panel[2])]
-    figure = Figure(figsize=(4.6 * max(len(panels), 1), 4.4), layout="constrained")
     found = {name: errors(*pair) for name, pair in sets.items()}
-    for k, (quantity, unit, points) in enumerate(panels):
+    panels = {quantity: {name: _points(quantity, *pair) for name, pair in sets.items()} for quantity in _QUANTITIES}
+    panels = {quantity: points for quantity, points in panels.items() if any(x.size for x in points.values())}
+    figure = Figure(figsize=(4.6 * max(len(panels), 1), 4.4), layout="constrained")
+    for k, (quantity, points) in enumerate(panels.items()):
+        unit = _QUANTITIES[quantity][1]
         axes = figure.add_subplot(1, len(panels), k + 1)
-        every = np.concatenate([values for _, *pair in points for values in pair])
-        low, high = every.min(), every.max()
-        margin = 0.04 * (high - low) or 1.0
+        low, high = _extent(points)
         axes.axline((low, low), slope=1, color="0.6", lw=0.8)
-        for name, reference, predicted in points:
+        for name, (reference, predicted) in points.items():
             if len(reference):
-                mae = found[name][f"{quantity}_mae"]
-                axes.plot(reference, predicted, ".", ms=3, alpha=0.6, label=f"{name}: MAE {mae:.3g} m{unit}", rasterized=True)
-        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
-        axes.set_xlabel(f"reference {quantity} ({unit})")
-        axes.set_ylabel(f"predicted {quantity} ({unit})")
+                label = f"{name}: MAE {found[name][f'{quantity}_mae']:.3g} m{unit}"
+                axes.plot(reference, predicted, ".", ms=3, alpha=0.6, label=label, rasterized=True)
+        axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        axes.set(xlabel=f"reference {quantity} ({unit})", ylabel=f"predicted {quantity} ({unit})")
         axes.legend(fontsize=8)
     return figure
 
 
-def _panels(sets):
-    """(quantity, unit, [(set, reference, predicted)]) of energy per atom, forces and stress."""
-    energy, force, stress = [], [], []
-    for name, (frames, predictions) in sets.items():
-        pairs = list(zip(frames, predictions, strict=True))
-        rows = [(f.energy / len(f.atoms), p.energy / len(f.atoms)) for f, p in pairs if f.energy is not None]
-        energy.append((name, *np.array(rows).reshape(-1, 2).T))
-        rows = [(f.forces.ravel(), p.forces.ravel()) for f, p in pairs if f.forces is not None]
-        force.append((name, *(np.concatenate(column) if column else np.empty(0) for column in list(zip(*rows)) or ([], []))))
-        rows = [
-            (f.stress[_SYMMETRIC], p.stress[_SYMMETRIC])
-            for f, p in pairs
-            if f.stress is not None and p.stress is not None
-        ]
-        stress.append((name, *(np.concatenate(column) if column else np.empty(0) for column in list(zip(*rows)) or ([], []))))
-    return [("energy", "eV/atom", energy), ("force", "eV/A", force), ("stress", "eV/A^3", stress)]
+_QUANTITIES = {  # name: (attribute of Frame and Prediction, unit, the numbers shown)
+    "energy": ("energy", "eV/atom", lambda x, n: [x.energy / n]),
+    "force": ("forces", "eV/A", lambda x, n: x.forces.ravel()),
+    "stress": ("stress", "eV/A^3", lambda x, n: x.stress[_SYMMETRIC]),
+}
+
+
+def _points(quantity: str, frames: Sequence[Frame], predictions: Sequence[Prediction]) -> np.ndarray:
+    """(2, k): reference and predicted numbers of the frames that have both."""
+    attribute, _, numbers = _QUANTITIES[quantity]
+    columns = [
+        [numbers(frame, len(frame.atoms)), numbers(prediction, len(frame.atoms))]
+        for frame, prediction in zip(frames, predictions, strict=True)
+        if getattr(frame, attribute) is not None and getattr(prediction, attribute) is not None
+    ]
+    return np.concatenate(columns, axis=1) if columns else np.empty((2, 0))
+
+
+def _extent(points: dict[str, np.ndarray]) -> tuple[float, float]:
+    every = np.concatenate([x.ravel() for x in points.values()])
+    margin = 0.04 * float(np.ptp(every)) or 1.0
+    return float(every.min()) - margin, float(every.max()) + margin
 
 
 def plot_learning_curve(rows: Sequence[dict]) -> Any:
-    """Validation errors, loss and learning rate over epochs, logarithmic, as a matplotlib Figure; `rows` as in log.csv."""
+    """Validation errors, loss and learning rate over epochs, as a matplotlib Figure; `rows` as in log.csv."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")

@@ -141,7 +141,7 @@ def read_sets(config: TrainConfig, folders: list[Path]) -> Sets:
     if not data.valid:
         frames["train"], frames["valid"] = split(frames["train"], data.valid_fraction, config.seed)
         notes.append(
-            f"no validation file: {len(frames['valid'])} of the training frames (seed {config.seed}) are kept for validation"
+            f"no validation file: {len(frames['valid'])} of the training frames (seed {config.seed}) are kept for it"
         )
     elif not frames["valid"]:
         raise ValueError("data.valid: the files hold no structure to validate on (isolated atoms apart)")
@@ -163,7 +163,9 @@ def _finished(folder: Path, resume: bool) -> bool:
     """True where a resumed run has nothing left to do; an output folder that is in the way is an error."""
     unfinished, complete = _checkpoint(folder).exists(), (folder / FILE_NAME).exists()
     if not resume and unfinished:
-        raise FileExistsError(f"output: {folder} holds an unfinished run: resume it, remove it, or choose another folder")
+        raise FileExistsError(
+            f"output: {folder} holds an unfinished run: resume it, remove it, or choose another folder"
+        )
     if not resume and complete:
         raise FileExistsError(f"output: {folder} holds a potential: remove it or choose another folder")
     return complete and not unfinished

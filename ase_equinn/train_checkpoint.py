@@ -1,6 +1,6 @@
 """Checkpoints of a training run: a safetensors file, so that reading one executes nothing.
 
-Tensors hold weights, averaged weights, best weights, optimizer moments and the random state; one JSON entry holds the rest.
+Tensors hold weights, averaged weights, best weights, optimizer moments and the random state, one JSON entry the rest.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of an optimizer with one parameter group, by "optimizer.<parameter>.<name>"."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer.{k}.{name}": torch.as_tensor(value) for k, entry in state.items() for name, value in entry.items()}
+    return {
+        f"optimizer.{k}.{name}": torch.as_tensor(value) for k, entry in state.items() for name, value in entry.items()
+    }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -2,8 +2,9 @@
 
     loss = c_E sum_g w_g L(dE_g / n_g) / G  +  c_F sum_ic w_i L(dF_ic) / 3N  +  c_W sum_g,ab w_g L(dW_g,ab / n_g) / 9G
 
-over the G structures and N atoms of a batch, in eV/atom, eV/A and eV/atom; w is the frame's weight, zero where the label
-is missing. L(x) = x^2 (mse), or that up to |x| = delta and 2 delta |x| - delta^2 beyond (huber, twice the textbook's).
+over the G structures and N atoms of a batch, in eV/atom, eV/A and eV/atom; w is the frame's weight, zero where the
+label is missing. L(x) = x^2 (mse), or that up to |x| = delta and 2 delta |x| - delta^2 beyond it (huber, twice the
+textbook's).
 """
 
 from __future__ import annotations

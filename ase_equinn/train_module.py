@@ -89,7 +89,9 @@ class Run:
 
     def _add_up(self, value, batch: Batch, difference) -> None:
         energy, forces, virial = difference
-        has_energy, has_forces, has_virial = (w > 0 for w in (batch.energy_weight, batch.force_weight, batch.virial_weight))
+        has_energy, has_forces, has_virial = (
+            w > 0 for w in (batch.energy_weight, batch.force_weight, batch.virial_weight)
+        )
         self.sums += torch.stack([
             value, torch.ones_like(value),
             (energy.square() * has_energy).sum(), has_energy.sum(),
@@ -144,10 +146,12 @@ class Run:
         self.report(self.rows[-1])
 
     def _set_aside(self, per_frame: float) -> None:
-        """Time that the budget keeps for what follows the last step: evaluations (seconds per frame known) and plots."""
+        """Keeps time in the budget for what follows the last step: evaluations (seconds per frame) and plots."""
         if self.clock.budget is None:
             return
-        self.n_shown = min(TRAIN_SHOWN, len(self.batches.samples), max(10, int(0.03 * self.clock.budget / per_frame)))
+        self.n_shown = min(
+            TRAIN_SHOWN, len(self.batches.samples), max(10, int(0.03 * self.clock.budget / max(per_frame, 1e-6)))
+        )
         n_final = 2 * len(self.valid_frames) + self.n_test + self.n_shown
         self.clock.reserve = min(0.5 * self.clock.budget, PLOTS + 1.1 * per_frame * n_final)
 
@@ -160,7 +164,11 @@ class Run:
     def _plateau(self, gain: bool) -> None:
         training = self.config.training
         self.plateau_epochs = 0 if gain else self.plateau_epochs + 1
-        if training.schedule == "plateau" and self.plateau_epochs and not self.plateau_epochs % training.plateau_patience:
+        if (
+            training.schedule == "plateau"
+            and self.plateau_epochs
+            and not self.plateau_epochs % training.plateau_patience
+        ):
             self.plateau_factor = max(self.plateau_factor * 0.5, training.final_learning_rate)
         if training.early_stopping and self.epoch - self.best_epoch >= training.early_stopping:
             self.stopped = f"no gain for {training.early_stopping} epochs"
@@ -202,7 +210,9 @@ def _part(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
     return {name[len(kind) + 1 :]: x for name, x in checkpoint.tensors.items() if name.startswith(kind + ".")}
 
 
-def fit(run: Run, checkpoint_path: Path, *, extra: dict | None = None, after_step: Callable[[Run], None] = lambda run: None):
+def fit(
+    run: Run, checkpoint_path: Path, *, extra: dict | None = None, after_step: Callable[[Run], None] = lambda run: None
+):
     """Drives the run to its end with Lightning: all epochs, the time budget, early stopping or Ctrl-C.
 
     A checkpoint is written after each complete epoch. `after_step` is called after every step (progress bar, tests).

@@ -38,25 +38,27 @@ class TrainResult(NamedTuple):
 
 
 def finish(run: Run, sets, facts: dict, console: Console) -> TrainResult:
-    """Evaluates the best weights on all sets and writes the folder; the checkpoint goes unless the run can be resumed."""
+    """Evaluates the best weights on all sets and writes the folder; the checkpoint stays if the run can be resumed."""
     folder = Path(run.config.output)
     potential = run.best_potential()
     groups = {"train": sets.train[:: -(-len(sets.train) // run.n_shown)], "valid": sets.valid, "test": sets.test}
     groups = {name: frames for name, frames in groups.items() if frames}
-    predictions = {
-        name: predict(potential, prepare(frames, potential.cutoffs)) for name, frames in groups.items()
-    }
+    predictions = {name: predict(potential, prepare(frames, potential.cutoffs)) for name, frames in groups.items()}
     found = {name: errors(frames, predictions[name]) for name, frames in groups.items()}
     potential.metadata = metadata(run, sets, facts, found)
     potential.save(folder)
     write_check(folder / "check.xyz", potential, sets.test or sets.valid)
     write_atomic(folder / "README.md", card(potential, folder.name).encode())
-    save_figure(plot_parity({name: (frames, predictions[name]) for name, frames in groups.items()}), folder / "parity.png")
+    save_figure(
+        plot_parity({name: (frames, predictions[name]) for name, frames in groups.items()}), folder / "parity.png"
+    )
     if run.rows:
         save_figure(plot_learning_curve(run.rows), folder / "learning_curve.png")
     console.print(error_table(found))
     if run.interrupted:
-        console.print(f"interrupted: the best potential so far is in {folder}; resume goes on from the last complete epoch")
+        console.print(
+            f"interrupted: the best potential so far is in {folder}; resume goes on from the last complete epoch"
+        )
     else:
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         console.print(f"trained in {duration(run.clock.elapsed())}; use it with EquiCalculator({str(folder)!r})")
@@ -67,7 +69,9 @@ def error_table(found: dict[str, dict]) -> Table:
     """Errors of every set, for the terminal."""
     table = Table("set", "frames", "E MAE / RMSE meV/atom", "F MAE / RMSE meV/A", "S MAE / RMSE meV/A^3")
     for name, result in found.items():
-        cells = [f"{number(result[f'{key}_mae'])} / {number(result[f'{key}_rmse'])}" for key in ("energy", "force", "stress")]
+        cells = [
+            f"{number(result[f'{key}_mae'])} / {number(result[f'{key}_rmse'])}" for key in ("energy", "force", "stress")
+        ]
         table.add_row(name, str(result["n_frames"]), *cells)
     return table
 

@@ -27,7 +27,9 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-HEADER = "epoch    time       lr       loss  |  training RMSE E, F, W  |  validation MAE E, F, S  (meV/atom, meV/A, meV/A^3)"
+HEADER = (
+    "epoch    time       lr       loss  |  training RMSE E, F, W  |  validation MAE E, F, S  (meV/atom, meV/A, meV/A^3)"
+)
 
 
 def epoch_line(row: dict) -> str:
@@ -80,7 +82,7 @@ class Display:
 
 
 def write_log(path: Path, rows: list[dict]) -> None:
-    """log.csv: one line per epoch; seconds, energies in meV/atom, forces in meV/A, virials in meV/atom, stresses in meV/A^3."""
+    """log.csv: one line per epoch; s, energies and virials in meV/atom, forces in meV/A, stresses in meV/A^3."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

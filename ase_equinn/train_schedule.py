@@ -35,7 +35,7 @@ class Clock:
     """Progress of a run in 0..1, by steps, or by the wall clock where there is a time budget.
 
     Args:
-        budget: seconds for the whole run, what comes before the first and after the last step included; None: count steps.
+        budget: seconds for the whole run, with what precedes the first and follows the last step; None: count steps.
         total_steps: steps of the run without a budget.
         elapsed: seconds spent before (a resumed run, reading data).
 

@@ -1,4 +1,4 @@
-"""The untrained potential: species, reference energies, scale, shift and neighbour count taken from the training set."""
+"""The untrained potential: species, reference energies, scale, shift and neighbours taken from the training set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def counts(frames: Sequence[Frame], species: Sequence[int]) -> np.ndarray:
 
 
 def force_scale(frames: Sequence[Frame]) -> float:
-    """Root mean square force component, eV/A; without forces, that of the energies per atom about their mean; else 1."""
+    """Root mean square force component, eV/A; without forces, the standard deviation of energies per atom; else 1."""
     forces = [frame.forces.ravel() for frame in frames if frame.forces is not None]
     scale = float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else 0.0
     if not scale > 1e-4:
@@ -114,7 +114,7 @@ def _fit(frames, species, missing, known) -> tuple[dict[int, float], str]:
     if rank < len(missing) or singular[0] > 1e3 * singular[-1]:
         warning = (
             f"reference energies of {names}: the compositions do not tell them apart (rank {rank} of {len(missing)}); "
-            "the smallest solution is used. Give isolated-atom frames or reference_energies if atoms are to be exchanged"
+            "the smallest solution is used. Give isolated-atom frames or reference_energies if that matters"
         )
     return dict(zip(missing, map(float, solution))), warning
 
@@ -135,7 +135,9 @@ def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batc
     return dict(zip(potential.species, map(float, solution)))
 
 
-def statistics(config: TrainConfig, frames: Sequence[Frame], isolated: Sequence[Frame], samples: Sequence[Batch]) -> dict:
+def statistics(
+    config: TrainConfig, frames: Sequence[Frame], isolated: Sequence[Frame], samples: Sequence[Batch]
+) -> dict:
     """What is taken from the training set, as JSON: species, avg_num_neighbors, scale, reference energies and shift."""
     species = species_of([*frames, *isolated])
     n_edges = sum(sample.graphs[0].edge_index.shape[1] for sample in samples)

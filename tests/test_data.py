@@ -7,7 +7,16 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from labelled import copper, save
 
-from ase_equinn.data import Keys, apply_weights, file_sha256, find_file, is_isolated_atom, read_frames, split, write_frames
+from ase_equinn.data import (
+    Keys,
+    apply_weights,
+    file_sha256,
+    find_file,
+    is_isolated_atom,
+    read_frames,
+    split,
+    write_frames,
+)
 from ase_equinn.data_batches import EpochBatches, chunks, join, prepare
 from ase_equinn.metrics import Prediction
 
@@ -159,7 +168,9 @@ def test_isolated_atoms():
     def frame_of(n=1, pbc=False, config_type=""):
         from ase_equinn.data import Frame
 
-        return Frame(Atoms(f"H{n}", positions=np.arange(3.0 * n).reshape(n, 3), pbc=pbc), -13.6, None, None, config_type)
+        return Frame(
+            Atoms(f"H{n}", positions=np.arange(3.0 * n).reshape(n, 3), pbc=pbc), -13.6, None, None, config_type
+        )
 
     assert is_isolated_atom(frame_of())
     assert is_isolated_atom(frame_of(pbc=True, config_type="IsolatedAtom"))
@@ -174,7 +185,9 @@ def test_split_is_seeded_disjoint_and_complete(tmp_path):
     train, valid = split(frames, 0.2, seed=1)
     assert len(valid) == 2 and sorted(f.origin for f in train + valid) == sorted(f.origin for f in frames)
     assert [f.origin for f in split(frames, 0.2, seed=1)[1]] == [f.origin for f in valid]
-    assert {tuple(f.origin for f in split(frames, 0.2, seed=s)[1]) for s in range(5)} != {tuple(f.origin for f in valid)}
+    assert {tuple(f.origin for f in split(frames, 0.2, seed=s)[1]) for s in range(5)} != {
+        tuple(f.origin for f in valid)
+    }
     with pytest.raises(ValueError, match="0.9 of 1 frames leaves none"):
         split(frames[:1], 0.9, 0)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from labelled import copper, label, save
 from ase.build import molecule
+from labelled import copper, label, save
 
 from ase_equinn.data import read_frames
 from ase_equinn.data_batches import prepare
@@ -82,7 +82,8 @@ def test_plots_show_what_they_are_given(potential, file, tmp_path):
 def test_learning_curve_marks_the_best_epoch(tmp_path):
     rows = [
         {
-            "epoch": k + 1, "learning_rate": 0.01 / (k + 1), "train_loss": 1.0 / (k + 1), "valid_loss": (k - 1.9) ** 2 + 1,
+            "epoch": k + 1, "learning_rate": 0.01 / (k + 1),
+            "train_loss": 1.0 / (k + 1), "valid_loss": (k - 1.9) ** 2 + 1,
             "valid_energy_mae": 5.0 - k, "valid_force_mae": 50.0 - k, "valid_stress_mae": None,
         }
         for k in range(4)

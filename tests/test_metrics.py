@@ -15,7 +15,7 @@ def frame(symbols, energy=None, forces=None, stress=None):
 
 
 def test_by_hand():
-    """Two atoms off by 0.2 eV, one off by -0.3 eV; forces of H off by 0.1, of O by -0.4; one shear component off by 0.006."""
+    """Two atoms off by 0.2 eV, one by -0.3 eV; forces of H off by 0.1, of O by -0.4; one shear component by 0.006."""
     shear = np.zeros((3, 3))
     shear[0, 1] = shear[1, 0] = 0.006
     frames = [

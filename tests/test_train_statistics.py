@@ -1,0 +1,153 @@
+"""What the untrained potential takes from the data, and the loss, against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from labelled import copper, save
+
+from ase_equinn.data import Frame, read_frames
+from ase_equinn.data_batches import join, prepare
+from ase_equinn.derivatives import derivatives
+from ase_equinn.evaluate import predict
+from ase_equinn.metrics import errors
+from ase_equinn.train_config import ConfigError, LossConfig, load_config
+from ase_equinn.train_loss import Residuals, loss, loss_of_predictions, penalty, residuals
+from ase_equinn.train_statistics import build_potential, counts, force_scale, reference_energies, shifts, statistics
+
+
+def config_of(**more):
+    model = {"name": "schnet", "cutoff": 4.0, "n_channels": 8, "n_layers": 1, "n_basis": 8}
+    return load_config({"data": {"train": "a.xyz"}, "output": "x", "model": model} | more)
+
+
+def frame(symbols, energy=None, forces=None):
+    atoms = Atoms(symbols)
+    atoms.positions[:, 0] = 2.0 * np.arange(len(atoms))
+    return Frame(atoms, energy, forces, None)
+
+
+E0 = {1: -13.6, 6: -1029.5, 8: -2042.0}
+
+
+def energy_of(symbols):
+    return sum(E0[z] for z in Atoms(symbols).numbers)
+
+
+def test_least_squares_finds_the_energies_that_made_the_totals():
+    frames = [frame(s, energy_of(s)) for s in ("H2", "CH4", "H2O", "CO2", "CH3OH")]
+    found, origin, warnings = reference_energies(config_of(), frames, [], (1, 6, 8))
+    assert found == pytest.approx(E0, rel=1e-9) and set(origin.values()) == {"least squares"} and not warnings
+
+
+def test_given_and_isolated_energies_come_first_and_the_rest_is_fitted():
+    """The config beats an isolated atom; what is known is subtracted before the fit."""
+    frames = [frame(s, energy_of(s) + 2.0 * s.count("C")) for s in ("CH4", "CO2")]
+    isolated = [frame("H", E0[1])._replace(origin="iso.xyz:0"), frame("O", 99.0)]
+    config = config_of(reference_energies={"O": E0[8]})
+    found, origin, _ = reference_energies(config, frames, isolated, (1, 6, 8))
+    assert found == pytest.approx({1: E0[1], 6: E0[6] + 2.0, 8: E0[8]})
+    assert origin == {1: "isolated atom, iso.xyz:0", 6: "least squares", 8: "config"}
+
+
+def test_one_composition_gives_a_warning_and_right_totals():
+    frames = [frame("H2O", energy_of("H2O")) for _ in range(4)]
+    found, _, (warning,) = reference_energies(config_of(), frames, [], (1, 8))
+    assert 2 * found[1] + found[8] == pytest.approx(energy_of("H2O"))
+    assert "H, O" in warning and "rank 1 of 2" in warning
+
+
+def test_unknown_element_in_the_config():
+    with pytest.raises(ConfigError, match="'Xx' is not an element"):
+        reference_energies(config_of(reference_energies={"Xx": 1.0}), [frame("H2", 1.0)], [], (1,))
+
+
+def test_counts_and_scale():
+    frames = [frame("CH4", 1.0, np.full((5, 3), 3.0)), frame("H2", 2.0, np.full((2, 3), -3.0))]
+    assert counts(frames, (1, 6)).tolist() == [[4, 1], [2, 0]]
+    assert force_scale(frames) == pytest.approx(3.0)
+    assert force_scale([frame("H2", 1.0), frame("H2", 5.0)]) == pytest.approx(1.0)  # std of 0.5 and 2.5 eV/atom
+    assert force_scale([frame("H2")]) == 1.0
+
+
+def test_untrained_energies_are_right_on_average(tmp_path):
+    """Per-atom offsets of 5 eV in the labels are gone before the first step; neighbours are counted."""
+    images = copper(6)
+    for atoms in images:
+        atoms.info["REF_energy"] += 5.0 * len(atoms)
+    frames = read_frames(save(tmp_path / "a.xyz", images)).frames
+    samples = prepare(frames, [4.0])
+    found = statistics(config_of(), frames, [], samples)
+    potential = build_potential(config_of(), found)
+    difference = [p.energy - f.energy for p, f in zip(predict(potential, samples), frames)]
+    assert abs(np.mean(difference)) < 1e-4  # float32 network
+    assert found["avg_num_neighbors"] == np.mean([s.graphs[0].edge_index.shape[1] / 4 for s in samples])
+    assert found["scale"] == pytest.approx(np.sqrt(np.mean([f.forces**2 for f in frames])))
+    assert potential.models[0].hyperparameters["avg_num_neighbors"] == found["avg_num_neighbors"]
+
+
+def test_shift_separates_species_where_the_data_do():
+    """Energies made of the network's own plus an offset per species: the offsets are found."""
+    config = config_of()
+    frames = [frame(s) for s in ("H2", "CH4", "CO2", "H2O")]
+    samples = prepare(frames, [4.0])
+    found = {"species": [1, 6, 8], "avg_num_neighbors": 1.0, "scale": 1.0, "shift": dict.fromkeys("HCO", 0.0)}
+    potential = build_potential(config, found | {"reference_energies": dict.fromkeys("HCO", 0.0)})
+    offset = {1: 0.5, 6: -1.0, 8: 2.0}
+    labelled = [
+        f._replace(energy=p.energy + sum(offset[z] for z in f.atoms.numbers))
+        for f, p in zip(frames, predict(potential, samples))
+    ]
+    assert shifts(potential, labelled, samples) == pytest.approx(offset, abs=1e-5)
+
+
+def test_weights_of_the_network_depend_on_the_seed_alone():
+    found = {
+        "species": [29],
+        "avg_num_neighbors": 9.0,
+        "scale": 1.0,
+        "shift": {"Cu": 0.0},
+        "reference_energies": {"Cu": 0.0},
+    }
+    state = torch.get_rng_state()
+    one, two, other = (build_potential(config_of(seed=s), found).state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(one[k], two[k]) for k in one) and not all(torch.equal(one[k], other[k]) for k in one)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_penalties():
+    x = torch.tensor([0.0, 0.05, -0.05, 0.3, -0.3], dtype=torch.float64)
+    assert torch.equal(penalty(LossConfig(kind="mse"), x), x**2)
+    huber = penalty(LossConfig(kind="huber", huber_delta=0.1), x)
+    torch.testing.assert_close(huber, torch.tensor([0.0, 0.0025, 0.0025, 0.05, 0.05], dtype=torch.float64))
+
+
+def test_loss_by_hand(tmp_path):
+    """Coefficients enter as they are: 2 dE^2 + 3 dF^2 + 5 dW^2; one frame has weight 0.5, the other no stress."""
+    images = copper(2)
+    del images[0].info["REF_stress"]
+    images[1].info["config_type"] = "half"
+    frames = read_frames(save(tmp_path / "a.xyz", images), weights={"half": 0.5}).frames
+    batch = join(prepare(frames, [4.0]))
+    ones = torch.ones(1, dtype=torch.float64)
+    difference = Residuals(0.1 * ones.expand(2), 0.2 * ones.expand(8, 3), 0.3 * ones.expand(2, 3, 3))
+    config = LossConfig(kind="mse", energy=2.0, forces=3.0, virial=5.0)
+    expected = 2.0 * 0.01 * (1 + 0.5) / 2 + 3.0 * 0.04 * (1 + 0.5) / 2 + 5.0 * 0.09 * (0 + 0.5) / 2
+    assert float(loss(config, batch, difference)) == pytest.approx(expected)
+
+
+def test_loss_of_a_set_is_the_loss_of_one_large_batch(tmp_path):
+    """Validation goes through predictions (stress), training through batches (virial): both give the same number."""
+    images = copper(3)
+    del images[1].info["REF_stress"], images[2].arrays["REF_forces"]
+    frames = [read_frames(save(tmp_path / f"{k}.xyz", [atoms])).frames[0] for k, atoms in enumerate(images)]
+    samples = prepare(frames, [4.0])
+    config = config_of(training={"dtype": "float64"})
+    potential = build_potential(config, statistics(config, frames, [], samples))
+    batch = join(samples)
+    direct = loss(config.loss, batch, residuals(batch, derivatives(potential, batch.graphs, batch.positions)))
+    predictions = predict(potential, samples)
+    assert loss_of_predictions(config.loss, samples, predictions) == pytest.approx(float(direct), rel=1e-10)
+    found = errors(frames, predictions)
+    difference = residuals(batch, derivatives(potential, batch.graphs, batch.positions))
+    assert found["energy_rmse"] == pytest.approx(1000 * float(difference.energy.square().mean().sqrt()), rel=1e-10)
