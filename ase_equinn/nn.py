@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .irreps import Irreps
+from .ops.radial_table import RadialTable
 
 MAX_ATOMIC_NUMBER = 118
 
@@ -152,25 +153,86 @@ class RadialNetwork(nn.Module):
     """The learned radial function w(r) = MLP(envelope(r) * basis(r)): no biases, so w vanishes with the envelope.
 
     Args:
-        basis: module, lengths (E,) -> (E, n).
+        basis: module without parameters, lengths (E,) -> (E, n), n functions up to its cutoff.
         envelope: function, lengths (E,) -> (E,).
         hidden: widths of the hidden SiLU layers.
         n_out: columns of the result.
+        n_knots: of the table, from 0 to the cutoff.
 
     Source: Batzner et al., Nat. Commun. 13, 2453 (2022), eq. 8; weights scaled by 1/sqrt(fan in).
     """
 
-    def __init__(self, basis: nn.Module, envelope: Callable[[Tensor], Tensor], hidden: Sequence[int], n_out: int):
+    def __init__(
+        self,
+        basis: nn.Module,
+        envelope: Callable[[Tensor], Tensor],
+        hidden: Sequence[int],
+        n_out: int,
+        n_knots: int = 256,
+    ):
         super().__init__()
-        self.basis, self.envelope = basis, envelope
+        self.basis, self.envelope, self.n_knots = basis, envelope, n_knots
         sizes = [basis.n, *hidden, n_out]
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(a, b)) for a, b in zip(sizes, sizes[1:]))
+        self._cached: tuple[tuple, RadialTable] | None = None
+        self._knot_values: dict[tuple, Tensor] = {}
 
     def forward(self, lengths: Tensor) -> Tensor:
-        """lengths (E,) in A -> (E, n_out)."""
+        """The exact function: lengths (E,) in A -> (E, n_out)."""
         x = self.basis(lengths) * self.envelope(lengths)[:, None]
         for k, weight in enumerate(self.weights):
             x = x @ (weight / weight.shape[0] ** 0.5)
             if k < len(self.weights) - 1:
                 x = silu(x)
         return x
+
+    def table(self) -> RadialTable:
+        """The function with its exact first and second derivatives at the knots; differentiable in the weights.
+
+        Frozen weights (no gradient required) are tabulated once, until they change.
+        """
+        if any(weight.requires_grad for weight in self.weights):
+            return self._table()
+        key = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in self.weights)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = key, self._table()
+        return self._cached[1]
+
+    def _table(self) -> RadialTable:
+        """Value, slope and curvature go through the layers together (a Taylor series to second order)."""
+        spacing = self.basis.cutoff / (self.n_knots - 1)
+        x = self._knots(self.weights[0].dtype, self.weights[0].device)
+        for k, weight in enumerate(self.weights):
+            x = x @ (weight / weight.shape[0] ** 0.5)
+            if k < len(self.weights) - 1:
+                value, slope, curvature = x.unbind(1)
+                s = torch.sigmoid(value)
+                ds = s * (1 - s)
+                first = s + value * ds
+                second = ds * (2 + value * (1 - 2 * s))
+                rows = value * s, first * slope, second * slope.square() + first * curvature
+                x = torch.stack(rows, dim=1) * _SILU
+        return RadialTable(x, spacing)
+
+    def _knots(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(n_knots, 3, n): envelope * basis, its derivatives times spacing and spacing^2; formed in float64."""
+        key = (dtype, device)
+        if key not in self._knot_values:
+            spacing = self.basis.cutoff / (self.n_knots - 1)
+            with torch.inference_mode(False):
+                r = torch.arange(self.n_knots, dtype=torch.float64, device=device) * spacing
+                step = torch.full_like(r, spacing)
+
+                def value(r: Tensor) -> Tensor:
+                    return self.basis(r) * self.envelope(r)[:, None]
+
+                def slope(r: Tensor) -> Tensor:
+                    return torch.func.jvp(value, (r,), (step,))[1]
+
+                curvature = torch.func.jvp(slope, (r,), (step,))[1]
+                rows = torch.stack([value(r), slope(r), curvature], dim=1)
+            self._knot_values[key] = rows.detach().to(dtype)
+        return self._knot_values[key]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cached": None, "_knot_values": {}}

@@ -32,6 +32,7 @@ THIRD_PARTY = {
     "e3nn": (("models.tfn",), "top"),
     "ase": (("graph", "neighbors", "data", "train", "calculator", "@5"), "top"),
     "llvmlite": (("ops.",), "top"),
+    "llvmlite": (("ops.jit", "ops.emitter", "ops.conv_kernels"), "top"),
     "vesin": (("neighbors",), "top"),
     "torch_cluster": (("neighbors",), "local"),
     "safetensors": (("potential", "train"), "top"),

@@ -81,6 +81,43 @@ def test_radial_network_vanishes_at_the_cutoff_with_its_derivatives():
     assert not w[2:].any() and not slope[2:].any() and w[1].abs().max() < 1e-8
 
 
+def test_radial_table_is_the_network_to_second_order():
+    """At the knots exactly, between them to the error of the interpolation; derivatives go through the layers analytically."""
+    torch.manual_seed(4)
+    network = RadialNetwork(BesselBasis(8, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [32, 32], 20).double()
+    r = torch.linspace(0.3, 4.999, 400, dtype=torch.float64, requires_grad=True)
+
+    def derivatives(function):
+        value = function(r)[:, 3]
+        (slope,) = torch.autograd.grad(value.sum(), r, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), r)
+        return value, slope, curvature
+
+    scales = [quantity.abs().max().item() for quantity in derivatives(network)]
+    errors = {}
+    for n_knots in (128, 256):
+        network.n_knots, network._knot_values = n_knots, {}
+        pairs = zip(derivatives(network), derivatives(network.table()), scales)
+        errors[n_knots] = [(a - b).abs().max().item() / scale for a, b, scale in pairs]
+    assert errors[256][0] < 1e-9 and errors[256][1] < 1e-7 and errors[256][2] < 1e-5  # what the default of 256 gives
+    gain = [a / b for a, b in zip(errors[128], errors[256])]
+    assert gain[0] > 40 and gain[1] > 20 and gain[2] > 10  # orders 6, 5, 4 in the spacing: 64, 32, 16
+    knots = torch.arange(256, dtype=torch.float64) * network.table().spacing
+    torch.testing.assert_close(network.table()(knots), network(knots), rtol=1e-12, atol=1e-12)
+
+
+def test_radial_table_follows_its_weights():
+    network = RadialNetwork(BesselBasis(4, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [8], 3)
+    assert network.table().values.requires_grad
+    network.requires_grad_(False)
+    first = network.table()
+    assert network.table() is first
+    with torch.no_grad():
+        network.weights[1].mul_(2.0)
+    torch.testing.assert_close(network.table().values, 2 * first.values)
+    assert network.double().table().values.dtype == torch.float64
+
+
 def test_species_index():
     index = SpeciesIndex([8, 1, 6])
     assert index.species == (1, 6, 8)

@@ -8,10 +8,12 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..angular import spherical_harmonics
 from ..graph import Graph
 from ..irreps import Irreps
 from ..nn import Gate, Linear, RadialNetwork, SpeciesIndex
-from ..ops.conv import ConvPaths, conv
+from ..ops.conv import conv
+from ..ops.paths import ConvPaths
 from ..radial import BASES, polynomial_envelope
 
 
@@ -29,9 +31,10 @@ class Interaction(nn.Module):
         shared = [term for term in self.gate.irreps_in if irreps_in.count(term.l, term.p)]
         self.self_connection = Linear(irreps_in, shared, n_species)
         self.irreps_out, self.avg_num_neighbors = self.gate.irreps_out, avg_num_neighbors
+        self.backend = "auto"
 
-    def forward(self, x: list[Tensor], vectors: Tensor, graph: Graph, species: Tensor) -> list[Tensor]:
-        messages = conv(self.paths, self.linear_in(x), vectors, self.radial, graph)
+    def forward(self, x: list[Tensor], lengths: Tensor, sh: Tensor, graph: Graph, species: Tensor) -> list[Tensor]:
+        messages = conv(self.paths, self.linear_in(x), lengths, sh, self.radial.table(), graph, self.backend)
         update = self.linear_out([block / self.avg_num_neighbors**0.5 for block in messages])
         own = {term[1:]: b for term, b in zip(self.self_connection.irreps_out, self.self_connection(x, species))}
         return self.gate([b + own[term[1:]] if term[1:] in own else b for term, b in zip(self.gate.irreps_in, update)])
@@ -79,7 +82,7 @@ class NequIP(nn.Module):
         lmax = hidden.lmax if lmax is None else lmax
         _check(hidden, cutoff, avg_num_neighbors, n_layers, lmax, basis)
         self.index = SpeciesIndex(species)
-        self.species, self.cutoff = self.index.species, float(cutoff)
+        self.species, self.cutoff, self.lmax = self.index.species, float(cutoff), lmax
         self.hyperparameters = dict(
             species=list(self.species), cutoff=float(cutoff), avg_num_neighbors=float(avg_num_neighbors),
             n_layers=n_layers, irreps_hidden=str(hidden), lmax=lmax, n_basis=n_basis, basis=basis,
@@ -107,8 +110,9 @@ class NequIP(nn.Module):
         """The invariant features (n_atoms, n_channels) before the readout."""
         species = self.index(graph.numbers)
         x = [self.embedding.index_select(0, species)[:, None]]
+        lengths, sh = vectors.norm(dim=1), spherical_harmonics(self.lmax, vectors)
         for layer in self.layers:
-            x = layer(x, vectors, graph, species)
+            x = layer(x, lengths, sh, graph, species)
         return x[0][:, 0]
 
 

@@ -1,0 +1,119 @@
+"""Generated LLVM IR becomes functions of this process, compiled once per machine and kept on disk.
+
+The cache holds object code behind its SHA-256, in a folder of the user's own (mode 0700). An entry that is damaged, or that
+somebody else could have written, is rebuilt; where nothing can be written, kernels are compiled anew in each process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import re
+import stat
+import tempfile
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+import llvmlite
+from llvmlite import binding as llvm
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_engines: list = []  # an engine owns its code: it lives as long as the process
+
+
+@lru_cache(maxsize=None)
+def _host() -> tuple[str, str]:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+def vector_bytes() -> int:
+    """Bytes of this CPU's widest vector."""
+    features = _host()[1].split(",")
+    return 64 if "+avx512f" in features else 32 if "+avx2" in features else 16
+
+
+def compile_function(name: str, source: str, n_pointers: int, n_integers: int):
+    """The function `name` of an IR module, callable with addresses and integers; it runs without Python's lock.
+
+    Args:
+        name: of the function in the module.
+        source: LLVM IR.
+        n_pointers, n_integers: its arguments, in this order.
+    """
+    with _lock:
+        cpu, features = _host()
+        key = hashlib.sha256("\0".join([source, cpu, features, llvmlite.__version__]).encode()).hexdigest()
+        code = _read(key)
+        target = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=2, jit=True)
+        if code is None:
+            code = _object_code(name, source, target)
+            _write(key, code)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        _engines.append(engine)
+        arguments = [ctypes.c_void_p] * n_pointers + [ctypes.c_int64] * n_integers
+        return ctypes.CFUNCTYPE(None, *arguments)(engine.get_function_address(name))
+
+
+def _object_code(name: str, source: str, target) -> bytes:
+    # Without this LLVM splits 512-bit vectors on CPUs that it thinks prefer 256.
+    source = re.sub(rf'(define void @"?{name}"?\([^)]*\))', r"\1 #0", source)
+    source += '\nattributes #0 = { nounwind "min-legal-vector-width"="512" "prefer-vector-width"="512" }\n'
+    module = llvm.parse_assembly(source)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=1)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm.create_pass_builder(target, options)
+    builder.getModulePassManager().run(module, builder)
+    return target.emit_object(module)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $ASE_EQUINN_CACHE, else ase_equinn in the user's cache folder."""
+    chosen = os.environ.get("ASE_EQUINN_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ase_equinn"
+
+
+def _private(path: Path) -> bool:
+    """Whether nobody else could have written it."""
+    info = path.stat()
+    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _read(key: str) -> bytes | None:
+    try:
+        folder = cache_folder()
+        path = folder / f"{key}.o"
+        if not (_private(folder) and _private(path)):
+            return None
+        content = path.read_bytes()
+    except (OSError, RuntimeError):
+        return None
+    digest, code = content[:32], content[32:]
+    if hashlib.sha256(code).digest() != digest:
+        _log.warning("the compiled kernel %s is damaged: it is built anew", path)
+        return None
+    return code
+
+
+def _write(key: str, code: bytes) -> None:
+    try:
+        folder = cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _private(folder):
+            return
+        handle, temporary = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(temporary, folder / f"{key}.o")
+    except (OSError, RuntimeError) as error:
+        _log.info("compiled kernels are not kept: %s", error)

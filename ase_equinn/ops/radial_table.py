@@ -1,0 +1,49 @@
+"""A radial function as a table: quintic Hermite interpolation between equidistant knots, twice continuously differentiable.
+
+The table is the radial function: every implementation of the convolution interpolates the same numbers, in training too, so
+the trained model is the deployed model.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Coefficients of t^0..t^5 on [0, 1] of the functions that carry value, slope, curvature at t = 0, then at t = 1.
+HERMITE = np.array(
+    [
+        [1, 0, 0, -10, 15, -6],
+        [0, 1, 0, -6, 8, -3],
+        [0, 0, 0.5, -1.5, 1.5, -0.5],
+        [0, 0, 0, 10, -15, 6],
+        [0, 0, 0, -4, 7, -3],
+        [0, 0, 0, 0.5, -1, 0.5],
+    ]
+)
+
+
+class RadialTable(NamedTuple):
+    """n functions on the knots k * spacing.
+
+    values: (n_knots, 3, n): value, first derivative times spacing, second derivative times spacing^2.
+    spacing: A.
+    """
+
+    values: Tensor
+    spacing: float
+
+    def __call__(self, lengths: Tensor) -> Tensor:
+        """The functions at distances (E,) within the knots: (E, n), twice differentiable in distances and values."""
+        n_knots = self.values.shape[0]
+        scaled = lengths / self.spacing
+        knot = scaled.detach().floor().clamp(0, n_knots - 2)
+        t = scaled - knot
+        hermite = torch.from_numpy(HERMITE).to(t)
+        powers = torch.stack([torch.ones_like(t), t, t**2, t**3, t**4, t**5])
+        basis = (hermite @ powers).T  # (E, 6)
+        rows = 3 * knot.long()[:, None] + torch.arange(6, device=t.device)
+        gathered = self.values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        return torch.bmm(basis[:, None], gathered)[:, 0]
