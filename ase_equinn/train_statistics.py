@@ -14,6 +14,7 @@ from .data import Frame
 from .data_batches import Batch
 from .derivatives import energy_only
 from .potential import ARCHITECTURES, Potential
+from .reference import fit_reference_energies, isolated_atom_energies
 from .train_config import ConfigError, ModelConfig, TrainConfig, nearest
 
 SAMPLE = 50  # structures on which the untrained network is run to centre its energies
@@ -78,45 +79,23 @@ def reference_energies(
     config: TrainConfig, frames: Sequence[Frame], isolated: Sequence[Frame], species: Sequence[int]
 ) -> tuple[dict[int, float], dict[int, str], list[str]]:
     """({number: eV}, {number: where it is from}, warnings): from the config, isolated atoms, or least squares."""
-    energies, origin, warnings = {}, {}, []
-    for frame in isolated:
-        energies[int(frame.atoms.numbers[0])] = frame.energy
-        origin[int(frame.atoms.numbers[0])] = f"isolated atom, {frame.origin}"
+    atoms = [int(frame.atoms.numbers[0]) for frame in isolated]
+    known = isolated_atom_energies(atoms, [frame.energy for frame in isolated])
+    origin = {z: f"isolated atom, {isolated[atoms.index(z)].origin}" for z in known}
     for symbol, energy in config.reference_energies.items():
         if symbol not in atomic_numbers:
             raise ConfigError(f"reference_energies: {symbol!r} is not an element")
-        energies[atomic_numbers[symbol]] = energy
+        known[atomic_numbers[symbol]] = energy
         origin[atomic_numbers[symbol]] = "config"
-    missing = [number for number in species if number not in energies]
+    warnings = []
     labelled = [frame for frame in frames if frame.energy is not None]
-    if missing and labelled:
-        fitted, condition = _fit(labelled, species, missing, energies)
-        energies |= fitted
-        origin |= dict.fromkeys(missing, "least squares")
-        if condition:
-            warnings.append(condition)
-    elif missing:
-        energies |= dict.fromkeys(missing, 0.0)
-        origin |= dict.fromkeys(missing, "zero: no energies")
-    return {z: energies[z] for z in species}, {z: origin[z] for z in species}, warnings
-
-
-def _fit(frames, species, missing, known) -> tuple[dict[int, float], str]:
-    n = counts(frames, species)
-    total = np.array([frame.energy for frame in frames])
-    column = {z: k for k, z in enumerate(species)}
-    rest = total - sum(known[z] * n[:, column[z]] for z in species if z in known)
-    a = n[:, [column[z] for z in missing]]
-    size = n.sum(1)
-    solution, _, rank, singular = np.linalg.lstsq(a / size[:, None], rest / size, rcond=1e-6)
-    names = ", ".join(chemical_symbols[z] for z in missing)
-    warning = ""
-    if rank < len(missing) or singular[0] > 1e3 * singular[-1]:
-        warning = (
-            f"reference energies of {names}: the compositions do not tell them apart (rank {rank} of {len(missing)}); "
-            "the smallest solution is used. Give isolated-atom frames or reference_energies if that matters"
-        )
-    return dict(zip(missing, map(float, solution))), warning
+    if labelled and not known.keys() >= set(species):
+        fit = fit_reference_energies([f.atoms.numbers for f in labelled], [f.energy for f in labelled], known=known)
+        origin |= dict.fromkeys(fit.energies.keys() - known.keys(), "least squares")
+        known = fit.energies
+        warnings += [fit.warning] if fit.warning else []
+    found = {z: known.get(z, 0.0) for z in species}
+    return found, {z: origin.get(z, "zero, no energies") for z in species}, warnings
 
 
 def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batch]) -> dict[int, float]:
