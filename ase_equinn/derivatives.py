@@ -6,8 +6,8 @@ All are taken with respect to the edge vectors r_ij = r_j - r_i + S @ cell. With
     W      = dE/dstrain = sum_ij r_ij (x) g_ij      stress = W / |det cell|
     W_i    = sum_j r_ij (x) g_ij                    the virial of an edge goes to its centre
 
-The network may run in float32: vectors, sums and results are float64. The sums run over sorted edges in a fixed order, so
-the same input gives the same bits, on CUDA too.
+The network may run in float32: vectors, sums and results are float64. The sums run in a fixed order, so the same input gives
+the same bits, on CUDA too.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def derivatives(
         potential: evaluated in its own dtype and on its own device.
         graphs: one graph for each of `potential.cutoffs`.
         positions: (n, 3), A, float64.
-        training: keep the autograd graph, so that a loss of the results can be differentiated with respect to the weights.
-            Otherwise the results are detached.
+        training: keep the autograd graph, so that a loss of the results can be differentiated by the weights. Otherwise
+            the results are detached.
 
     Returns:
         Derivatives; see the fields. No atoms, no edges and an energy that ignores the positions are ordinary input.
@@ -51,8 +51,8 @@ def derivatives(
         exact, leaves = _vectors(potential, graphs, positions)
         node_energy = potential.node_energy(graphs, leaves)
         gradients = _gradients(node_energy, leaves, training)
-    with torch.set_grad_enabled(training):
-        return _collect(graphs, exact, node_energy if training else node_energy.detach(), gradients)
+        with torch.set_grad_enabled(training):
+            return _collect(graphs, exact, node_energy if training else node_energy.detach(), gradients)
 
 
 def energy_only(potential: Potential, graphs: tuple[Graph, ...], positions: Tensor) -> Tensor:
@@ -67,7 +67,8 @@ def hessian(
 ) -> Tensor:
     """Second derivatives of the energy: row 3a+c holds -dF_ac/dr for the a-th atom of `indices`.
 
-    One row at a time, by a second backward pass through the one graph of the gradient: memory does not grow with the rows.
+    One row at a time, by a second backward pass through the one graph of the gradient: beyond the result, memory does
+    not grow with the rows.
 
     Args:
         indices: the atoms whose rows are wanted, k of them; None means all n.
@@ -103,7 +104,7 @@ def hessian(
 
 
 def _ordinary(graphs: tuple[Graph, ...], positions: Tensor):
-    """Copies of tensors that were made in inference mode, which no gradient may pass through; all others as they are."""
+    """Copies of tensors that were made in inference mode, which no gradient may pass; all others as they are."""
     if positions.is_inference() or any(graph.edge_index.is_inference() for graph in graphs):
         graphs = tuple(Graph(*(x.clone() for x in graph[:-1]), graph.n_graphs) for graph in graphs)
         positions = positions.clone()
@@ -139,7 +140,9 @@ def _collect(graphs, exact, node_energy: Tensor, gradients: list[Tensor]) -> Der
     a, b, c = graph.cell.unbind(1)
     volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
     density = torch.where(graph.pbc.all(1) & (volume > 0), 1 / volume, 0.0)
-    return Derivatives(energy, node_energy, _forces(graphs, gradients), virial * density[:, None, None], virial, node_virial)
+    return Derivatives(
+        energy, node_energy, _forces(graphs, gradients), virial * density[:, None, None], virial, node_virial
+    )
 
 
 def _columns(vectors: Tensor) -> Tensor:
@@ -168,9 +171,13 @@ def _sum(values: Tensor, index: Tensor, n: int, *, ordered: bool = True) -> Tens
     """Sum of the columns (k, m) of `values` with the same index, (k, n), in an order that is the same in every run."""
     if values.device.type == "cpu":
         return values.new_zeros(len(values), n).index_add_(1, index, values)
-    # index_add_ on CUDA adds in the order in which threads arrive
     if not ordered:
         index, order = torch.sort(index, stable=True)
         values = values[:, order]
+    return _segment_sum(values, index, n)
+
+
+def _segment_sum(values: Tensor, index: Tensor, n: int) -> Tensor:
+    """`_sum` for an ascending index, one row of a segment after the other: index_add_ on CUDA adds as threads arrive."""
     offsets = torch.searchsorted(index, torch.arange(n + 1, device=index.device))
     return torch.segment_reduce(values.T.contiguous(), "sum", offsets=offsets, unsafe=True).T

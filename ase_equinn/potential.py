@@ -39,8 +39,8 @@ class Potential(nn.Module):
 
         E_i = sum_k scale_k * model_k(graph, vectors)_i + shift[Z_i] + reference_energies[Z_i]
 
-    The models run in their own dtype; everything after them is float64, and so are the per-species energies whatever `.to` is
-    asked for. Models with the same cutoff share one graph.
+    The models run in their own dtype; everything after them is float64, and so are the per-species energies, whatever
+    `.to` is asked for. Models with the same cutoff share one graph.
 
     Args:
         models: one model or term, or a list of them (see DESIGN section 3), all of one floating dtype.
@@ -137,7 +137,7 @@ class Potential(nn.Module):
         return torch.cat(parts, dim=1)
 
     def isolated_energy(self, number: int) -> float:
-        """Energy in eV of one atom without neighbours: reference energy + shift + what the models give without edges."""
+        """Energy in eV of an atom without neighbours: reference energy + shift + what the models give without edges."""
         if number not in self.species:
             raise ValueError(f"element {number!r} is not in the potential's species {self.species}")
         return self.isolated_energies()[number]
@@ -167,7 +167,8 @@ class Potential(nn.Module):
             path: a folder, made if missing, for `model.safetensors`; or a file name that ends in ".safetensors".
 
         Raises:
-            ValueError: an architecture that files cannot name, metadata that JSON cannot hold, weights that are not finite.
+            ValueError: an architecture that files cannot name, metadata that JSON cannot hold, weights that are not
+                finite.
         """
         path = Path(path)
         if path.suffix != ".safetensors" or path.is_dir():
@@ -230,7 +231,7 @@ class Potential(nn.Module):
 
 
 def read_header(path: str | os.PathLike) -> dict:
-    """What the file of a potential says about itself (see `potential_file.HEADER_FIELDS`), after the same integrity checks."""
+    """What a potential's file says about itself (`potential_file.HEADER_FIELDS`), after all checks of its integrity."""
     return decode(find_potential(path))[0]
 
 

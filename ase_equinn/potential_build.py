@@ -22,7 +22,7 @@ _FACTORIES = {
 
 
 class _AllocationLimit(TorchFunctionMode):
-    """Stops a constructor before it makes more than `limit` tensor elements in all; every call counts as 1000 or more."""
+    """Stops a constructor before it makes more than `limit` tensor elements; every call counts as 1000 or more."""
 
     def __init__(self, limit: int):
         super().__init__()
@@ -30,24 +30,26 @@ class _AllocationLimit(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in _FACTORIES:
-            self._take(_requested(args, kwargs or {}))
+            self._take(_requested(function, args, kwargs or {}))
         result = function(*args, **(kwargs or {}))
         self._take(result.numel() if isinstance(result, Tensor) else 0)
         return result
 
-    def _take(self, count: int) -> None:
+    def _take(self, count: float) -> None:
         self.left -= max(count, 1000)
         if self.left < 0:
             raise ValueError(f"it would make more than {self.limit} tensor elements, far more than the file holds")
 
 
-def _requested(args: tuple, kwargs: dict) -> int:
-    """An upper bound of the elements that a factory function is asked for: the product of all its integers."""
-    numbers = []
-    for value in (*args, *kwargs.values()):
-        values = value if isinstance(value, tuple | list) else (value,)
-        numbers += [abs(v) for v in values if type(v) in (int, float) and abs(v) > 1]
-    return int(math.prod(numbers)) if all(map(math.isfinite, numbers)) else 0
+def _requested(function, args: tuple, kwargs: dict) -> float:
+    """An upper bound of the elements that a factory function is asked for."""
+    if function in (torch.arange, torch.linspace):  # numbers below 1 may be a step
+        numbers = [abs(v) for v in (*args, *kwargs.values()) if type(v) in (int, float) and v]
+        return math.prod(max(v, 1 / v) for v in numbers)
+    rest = args[1:] if args and isinstance(args[0], Tensor) else args
+    sizes = kwargs.get("size", rest[0] if rest and isinstance(rest[0], tuple | list) else rest)
+    sizes = [abs(v) for v in sizes if type(v) is int]
+    return math.prod(sizes) ** (2 if function is torch.eye and len(sizes) == 1 else 1)
 
 
 def check_hyperparameters(architecture: str, model_class: type, hyperparameters: dict) -> None:
@@ -107,7 +109,7 @@ def build_potential(potential_class: type, architectures: dict[str, tuple[str, s
 
 
 def _check_meaning(potential, isolated: dict[int, float], header: dict) -> None:
-    """Raises PotentialFileError unless the models are what the header says: species, cutoff, energies of isolated atoms."""
+    """Raises PotentialFileError unless species, cutoff and energies of isolated atoms are those of the header."""
     if list(potential.species) != header["species"] or potential.cutoff != header["cutoff"]:
         raise PotentialFileError(
             f"the header says species {header['species']} and cutoff {header['cutoff']}, its models say "
@@ -118,8 +120,8 @@ def _check_meaning(potential, isolated: dict[int, float], header: dict) -> None:
         part = abs(recorded - potential.reference_energies[z] - potential.shift[z])
         if not abs(energy - recorded) <= ISOLATED_TOLERANCE[header["dtype"]] * (1 + part):
             raise PotentialFileError(
-                f"an isolated atom of element {z} has the energy {energy} eV with this version of ase_equinn, {recorded} eV "
-                f"with version {header['code_version'][:80]}, which wrote the file"
+                f"an isolated atom of element {z} has the energy {energy} eV with this version of ase_equinn, but "
+                f"{recorded} eV with version {header['code_version'][:80]!r}, which wrote the file"
             )
 
 
@@ -141,7 +143,8 @@ def build_model(architecture: str, model_class: type, hyperparameters: dict, n_e
             return model_class(**hyperparameters)
     except Exception as error:  # the hyper-parameters are the file's: so is any fault that they cause
         raise PotentialFileError(
-            f"{architecture} cannot be built from {str(hyperparameters)[:500]}: {type(error).__name__}: {str(error)[:500]}"
+            f"{architecture} cannot be built from {str(hyperparameters)[:500]}: {type(error).__name__}: "
+            f"{str(error)[:500]}"
         ) from error
 
 
@@ -149,7 +152,9 @@ def check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> No
     """Raises PotentialFileError unless names, dtypes and shapes agree."""
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or extra:
-        raise PotentialFileError(f"tensors that are missing: {str(missing)[:500]}; that no model has: {str(extra)[:500]}")
+        raise PotentialFileError(
+            f"tensors that are missing: {str(missing)[:500]}; that no model has: {str(extra)[:500]}"
+        )
     for name, tensor in tensors.items():
         wanted = expected[name]
         if (tensor.dtype, tensor.shape) != (wanted.dtype, wanted.shape):

@@ -1,11 +1,11 @@
 """The bytes of a potential file: a safetensors file with one canonical form, so that every changed bit is noticed.
 
     8 bytes    length of the header, little endian
-    header     JSON: {"__metadata__": {"equinn": TEXT}, NAME: {"dtype", "shape", "data_offsets"}, ...}, padded by spaces to 8
+    header     JSON: {"__metadata__": {"equinn": TEXT}, NAME: {"dtype", "shape", "data_offsets"}, ...}, then spaces
     data       the tensors, larger item sizes first, then by name, without gaps
 
-TEXT is itself JSON (sorted keys, no spaces) with the fields of `HEADER_FIELDS`. Its "sha256" is the hash of the whole file as it
-would be without that field. A reader rebuilds the only header that the content allows and compares it byte for byte, so
+TEXT is itself JSON (sorted keys, no spaces) with the fields of `HEADER_FIELDS`. Its "sha256" is the hash of the whole file
+as it would be without that field. A reader rebuilds the only header that the content allows and compares it byte for byte, so
 spaces, key order, padding and trailing bytes count too. Reading executes nothing: JSON and raw numbers.
 """
 
@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 20_000_000
-MAX_FILE_BYTES = 8 * 1024**3
+MAX_FILE_BYTES = 4 * 1024**3
+MAX_MODELS = 100
 MAX_NUMBER = 118
 DTYPES = {
     "F64": torch.float64,
@@ -62,7 +64,14 @@ def canonical_json(value) -> str:
 
 
 def encode(header: dict, tensors: dict[str, Tensor]) -> bytes:
-    """The file that holds `header` (its "sha256" is added here) and `tensors`; the same input gives the same bytes."""
+    """The file that holds `header` (its "sha256" is added here) and `tensors`; the same input gives the same bytes.
+
+    Raises:
+        ValueError: a tensor of another dtype than `DTYPES`, a nan in the header, a header that is too long.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPE_NAMES:
+            raise ValueError(f"tensor {name!r} is {tensor.dtype}, a potential file holds {', '.join(DTYPES)}")
     layout = [(name, _DTYPE_NAMES[tensors[name].dtype], list(tensors[name].shape)) for name in _order(tensors)]
     data = b"".join(_tensor_bytes(tensors[name]) for name, _, _ in layout)
     bare = {key: value for key, value in header.items() if key != "sha256"}
@@ -100,16 +109,18 @@ def decode(path: str | os.PathLike) -> tuple[dict, dict[str, Tensor]]:
         raise PotentialFileError(f"{path}: {error}") from None
     except RecursionError:
         raise PotentialFileError(f"{path}: not a potential file: the header is nested too deeply") from None
-    except (OSError, ValueError) as error:
-        raise PotentialFileError(f"{path}: {error}") from error
+    except OSError as error:
+        raise PotentialFileError(f"{path}: {error.strerror}") from error
+    except (ValueError, MemoryError) as error:
+        raise PotentialFileError(f"{path}: damaged: {error}") from error
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """`path` holds either its old content or all of the new: a temporary file beside it is flushed to disk, then renamed."""
+    """`path` holds its old content or all of the new: a temporary file beside it is flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -183,7 +194,7 @@ def _parse_json(text: str | bytes, what: str) -> dict:
 
 
 def _parse_prefix(prefix: bytes, n_bytes: int) -> tuple[str, list[tuple[str, str, list[int]]]]:
-    """The text of our header, and (name, dtype, shape) of the tensors in the file's order, which must fill `n_bytes`."""
+    """The text of our header, and (name, dtype, shape) of the tensors, which must fill `n_bytes`, in the file's order."""
     entries = _parse_json(prefix[8:], "the header")
     metadata = entries.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("equinn"), str):
@@ -193,7 +204,9 @@ def _parse_prefix(prefix: bytes, n_bytes: int) -> tuple[str, list[tuple[str, str
         dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise PotentialFileError(f"tensor {name!r} has dtype {dtype!r}, known are {', '.join(DTYPES)}")
-        if not isinstance(shape, list) or len(shape) > 16 or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
+        if not isinstance(shape, list) or len(shape) > 16 or not all(type(n) is int and n >= 0 for n in shape):
+            raise PotentialFileError(f"tensor {name!r} has the shape {str(shape)[:200]}")
+        if math.prod(max(n, 1) for n in shape) > MAX_FILE_BYTES:
             raise PotentialFileError(f"tensor {name!r} has the shape {str(shape)[:200]}")
         total += math.prod(shape) * DTYPES[dtype].itemsize
         layout.append((name, dtype, shape))
@@ -234,8 +247,8 @@ def _check_fields(header: dict) -> None:
         raise PotentialFileError(f"units {str(header['units'])[:200]}, expected {UNITS}")
     if header["dtype"] not in NETWORK_DTYPES:
         raise PotentialFileError(f"dtype {header['dtype'][:80]!r}, known are {', '.join(NETWORK_DTYPES)}")
-    if not header["models"]:
-        raise PotentialFileError("no models")
+    if not 1 <= len(header["models"]) <= MAX_MODELS:
+        raise PotentialFileError(f"{len(header['models'])} models, allowed are 1 to {MAX_MODELS}")
     for model in header["models"]:
         if not isinstance(model, dict) or set(model) != {"architecture", "hyperparameters", "scale"}:
             raise PotentialFileError(f"{str(model)[:200]} does not describe a model")

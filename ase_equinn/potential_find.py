@@ -23,10 +23,10 @@ def shipped_potentials() -> dict[str, Path]:
 def find_potential(path: str | os.PathLike) -> Path:
     """The file that `path` means: a file, a folder that holds `model.safetensors`, or the name of a shipped potential.
 
-    A name can mean both a shipped potential and a file or folder of the current directory. If these hold the same bytes it
-    does not matter; a folder without `model.safetensors` does not count; otherwise the name is refused, for neither
-    the directory one happens to stand in nor an update of the package shall decide which physics runs. "./NAME" always
-    means the directory's own.
+    A name can mean both a shipped potential and a file or folder of the current directory. A folder without
+    `model.safetensors` does not count, and if both hold the same bytes it does not matter. Otherwise the name is refused:
+    neither the directory one happens to stand in nor an update of the package shall decide which physics runs.
+    "./NAME" always means the directory's own.
 
     Raises:
         PotentialFileError: nothing there, or two candidates; the message lists the shipped names.
@@ -41,8 +41,8 @@ def find_potential(path: str | os.PathLike) -> Path:
         shipped = shipped_potentials()[path] / FILE_NAME
         if local.is_file() and local.read_bytes() != shipped.read_bytes():
             raise PotentialFileError(
-                f"{path!r} is a shipped potential, and another one lies in {str(local.absolute())!r}: write './{path}' for "
-                f"the latter, {str(shipped.parent)!r} for the shipped one"
+                f"{path!r} is a shipped potential, and another one lies in {str(local.absolute())!r}: write './{path}' "
+                f"for the latter, {str(shipped.parent)!r} for the shipped one"
             )
         return shipped
     except OSError as error:

@@ -40,8 +40,8 @@ def fit_reference_energies(
 ) -> ReferenceFit:
     """Energies e_Z that minimise the sum over frames of ((E - sum_Z n_Z e_Z) / n)^2; the smallest ones if many do.
 
-    When all frames have the same composition, or few differ, the energies of single species are not in the data: then the
-    fit still removes the mean, but exchanging atoms has no meaning, which `warning` says.
+    When all frames have nearly the same composition, the energies of single species are not in the data: then the fit
+    still removes the mean, but exchanging atoms has no meaning, which `warning` says.
 
     Args:
         numbers: the atomic numbers of each frame's atoms.
@@ -61,7 +61,9 @@ def fit_reference_energies(
         if not len(frame) or not np.isfinite(energy):
             raise ValueError(f"frame {k} has {len(frame)} atoms and the energy {energy} eV")
     species = sorted({int(z) for frame in numbers for z in frame})
-    fractions = np.array([[np.count_nonzero(np.asarray(frame) == z) / len(frame) for z in species] for frame in numbers])
+    fractions = np.array(
+        [[np.count_nonzero(np.asarray(frame) == z) / len(frame) for z in species] for frame in numbers]
+    )
     per_atom = energies / [len(frame) for frame in numbers]
     fitted = [k for k, z in enumerate(species) if z not in known]
     rest = per_atom - fractions @ [known.get(z, 0.0) for z in species]
@@ -87,7 +89,7 @@ def _warning(fitted: list[int], condition: float) -> str:
     if condition <= WELL_CONDITIONED:
         return ""
     return (
-        f"the frames' compositions do not tell the elements {fitted} apart (condition number {condition:.3g}): their reference "
-        "energies are the smallest that fit, which is fine for one composition and meaningless when atoms are exchanged; "
-        "give isolated-atom frames or the energies themselves"
+        f"the frames' compositions do not tell the elements {fitted} apart (condition number {condition:.3g}): their "
+        "reference energies are the smallest that fit, which is fine for one composition and meaningless when atoms are "
+        "exchanged; give isolated-atom frames or the energies themselves"
     )

@@ -1,8 +1,8 @@
 """Derivatives of toy potentials against central differences, exact identities and their own special cases.
 
-Everything is float64 unless a test says otherwise. Differences with h = 1e-3 A and four points have an error of order h^4 = 1e-12
-times a fifth derivative (some 1e2 to 1e4 eV/A^5 here) plus round-off 1e-16 / h times the energy: 1e-8 of the largest value
-leaves room for both and none for a wrong term.
+Everything is float64 unless a test says otherwise. Differences with h = 1e-3 A and four points have an error of order
+h^4 = 1e-12 times a fifth derivative (some 1e2 to 1e4 eV/A^5 here) plus round-off 1e-16 / h times the energy: 1e-8 of
+the largest value leaves room for both and none for a wrong term.
 """
 
 import copy
@@ -13,7 +13,7 @@ import torch
 import toy
 from torch import nn
 
-from ase_equinn.derivatives import _sum, derivatives, energy_only, hessian
+from ase_equinn.derivatives import _segment_sum, _sum, derivatives, energy_only, hessian
 from ase_equinn.graph import collate, edge_vectors
 from ase_equinn.potential import Potential
 
@@ -27,7 +27,9 @@ def potential():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         models = [toy.Pair([6, 14], 3.5), toy.Embedded([6, 14], 4.2)]
-    return Potential(models, reference_energies={6: -37.5, 14: -101.0}, scale=[0.4, 1.7], shift={6: 0.2, 14: -0.1}).double()
+    return Potential(
+        models, reference_energies={6: -37.5, 14: -101.0}, scale=[0.4, 1.7], shift={6: 0.2, 14: -0.1}
+    ).double()
 
 
 def energy_of(potential, numbers, positions, cell, pbc) -> torch.Tensor:
@@ -62,7 +64,9 @@ def test_virial_is_the_derivative_of_the_energy_by_strain(potential, kind):
             strain = torch.eye(3, dtype=torch.float64)
             strain[row, column] += 0.5 * k * STEP
             strain[column, row] += 0.5 * k * STEP
-            expected[row, column] += weight / STEP * energy_of(potential, numbers, positions @ strain, cell @ strain, pbc)
+            expected[row, column] += (
+                weight / STEP * energy_of(potential, numbers, positions @ strain, cell @ strain, pbc)
+            )
     result = derivatives(potential, graphs, positions)
     assert relative(result.virial[0], expected) < 1e-8
     assert torch.equal(result.node_virial, result.node_virial.transpose(1, 2))
@@ -277,6 +281,21 @@ def test_the_input_is_left_alone(potential):
     assert torch.equal(positions, kept) and not positions.requires_grad
     assert all(torch.equal(a, b) for a, b in zip(before, [x for graph in graphs for x in graph[:-1]], strict=True))
     assert all(weight.grad is None for weight in potential.parameters())
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (3, 0), (1, 5), (7, 40)])
+def test_segment_sums_are_the_sums_of_index_add(n, m):
+    """The sum that CUDA takes, here on the CPU, where both exist: empty segments, no columns, its derivative."""
+    generator = torch.Generator().manual_seed(m)
+    values = torch.randn(4, m, dtype=torch.float64, generator=generator, requires_grad=True)
+    index = torch.randint(0, max(n - 1, 1), (m,), generator=generator).sort().values  # the last segment is empty
+    received, expected = _segment_sum(values, index, n), _sum(values, index, n)
+    assert received.shape == expected.shape == (4, n)
+    assert torch.allclose(received, expected, rtol=0, atol=1e-14)
+    weights = torch.randn(4, n, dtype=torch.float64, generator=generator)
+    for total in (received, expected):
+        (gradient,) = torch.autograd.grad((total * weights).sum(), values)
+        assert torch.equal(gradient, weights[:, index])
 
 
 @pytest.mark.gpu

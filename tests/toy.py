@@ -1,7 +1,7 @@
 """Two small models with the contract of a real one, and a brute-force graph: tests below the models use these.
 
-`Pair` is a Morse-like pair potential, `Embedded` a many-body one with a message-passing step. Both are smooth up to their
-cutoff and know their species. `register(monkeypatch)` lets files name them for the length of a test.
+`Pair` is a Morse-like pair potential, `Embedded` a many-body one with a message-passing step. Both are smooth up to
+their cutoff and know their species. `register(monkeypatch)` lets files name them for the length of a test.
 """
 
 import itertools
@@ -31,7 +31,7 @@ class Pair(nn.Module):
 
     def __init__(self, species, cutoff, r0=1.8):
         super().__init__()
-        self.species, self.cutoff, self.r0 = tuple(species), float(cutoff), r0
+        self.species, self.cutoff, self.r0 = tuple(int(z) for z in species), float(cutoff), r0
         self.hyperparameters = {"species": list(species), "cutoff": self.cutoff, "r0": r0}
         self.weight = nn.Parameter(0.5 + torch.rand(len(self.species)))
         self.bias = nn.Parameter(torch.randn(len(self.species)))
@@ -50,11 +50,13 @@ class Pair(nn.Module):
 
 
 class Embedded(nn.Module):
-    """E_i = -sqrt(1 + rho_i) + |v_i|^2 + tanh(sum_j rho_j f_ij) + bias, with rho_i = sum_j w_j f_ij and v_i = sum_j f_ij r_ij."""
+    """E_i = -sqrt(1 + rho_i) + |v_i|^2 + tanh(sum_j rho_j f_ij) + bias;
+    rho_i = sum_j w_j f_ij, v_i = sum_j f_ij r_ij.
+    """
 
     def __init__(self, species, cutoff):
         super().__init__()
-        self.species, self.cutoff = tuple(species), float(cutoff)
+        self.species, self.cutoff = tuple(int(z) for z in species), float(cutoff)
         self.hyperparameters = {"species": list(species), "cutoff": self.cutoff}
         self.weight = nn.Parameter(0.5 + torch.rand(len(self.species)))
         self.bias = nn.Parameter(torch.randn(len(self.species)))
@@ -122,7 +124,9 @@ def structure(kind: str, cutoffs, seed=0, n=4):
     rng = np.random.default_rng(seed)
     periodic = kind != "molecule"
     cell = torch.tensor(CELLS[kind], dtype=torch.float64)
-    positions = torch.tensor(rng.uniform(0, 1, (n, 3))) @ (cell if periodic else 3.0 * torch.eye(3, dtype=torch.float64))
+    positions = torch.tensor(rng.uniform(0, 1, (n, 3))) @ (
+        cell if periodic else 3.0 * torch.eye(3, dtype=torch.float64)
+    )
     numbers = torch.tensor(rng.choice([6, 14], n))
     pbc = torch.tensor([periodic] * 3)
     graphs = tuple(brute_graph(numbers, positions, cell, pbc, cutoff) for cutoff in cutoffs)
