@@ -83,7 +83,6 @@ class NeighborList:
         """
         positions, cell, pbc = _inputs(positions, cell, pbc)
         if not self._is_valid(positions, cell, pbc):
-            self._built = None
             self._built = self._build(positions, cell, pbc)
             self.n_builds += 1
         built = self._built

@@ -95,7 +95,7 @@ def _pad(positions, cell, pbc, radius: float) -> tuple[torch.Tensor, np.ndarray]
 
 
 def _too_sparse(box: np.ndarray, n_atoms: int, radius: float) -> bool:
-    """Whether vesin would reach its maximal number of cells with few atoms, or in a box so flat that it takes no cell."""
+    """Whether vesin would reach its bound on cells with few atoms, or in a box so flat that no cell is left in it."""
     x, y, z = np.maximum(np.trunc(1.0 / np.linalg.norm(np.linalg.inv(box), axis=0) / radius), 1.0)
     total = x * y * z
     if total <= _VESIN_CELLS:
