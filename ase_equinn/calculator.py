@@ -21,6 +21,7 @@ from ase.calculators.calculator import (
 )
 from ase.outputs import Properties, all_outputs
 
+from ase_equinn.backend import BACKENDS, use_backend
 from ase_equinn.calculator_arguments import atom_indices, find_device, load_models, one_of
 from ase_equinn.calculator_results import STD, check_finite, evaluate, merge
 from ase_equinn.derivatives import hessian
@@ -30,7 +31,6 @@ from ase_equinn.neighbors import NeighborList
 from ase_equinn.potential import Potential
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-BACKENDS = ("auto", "reference")
 WITHOUT_GRADIENT = {"energy", "free_energy", "energies", "energy_std"}
 ARRAYS = {"positions", "numbers", "initial_charges", "initial_magmoms"}
 FULLY_PERIODIC = {"stress", "stresses", "stress_std"}
@@ -58,10 +58,11 @@ class EquiCalculator(Calculator):
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "float32" or "float64" for the network; positions, sums and results are float64 in any case.
         skin: A; neighbour lists are rebuilt when atoms may have moved by half of it. Results do not depend on it.
-        backend: "auto" (the fastest implementation of the operators) or "reference" (plain torch).
+        backend: "auto" (the fastest implementation of the operators), "llvm" or "reference", see `use_backend`.
         neighbors: what finds the neighbours, see `NeighborList`.
 
     Attributes:
+        backend: the implementation in use.
         timings: seconds spent in "neighbors" (checks and graphs), "model" (energies and gradients) and "total" by the
             "count" evaluations so far; answers from the cache are not counted.
 
@@ -124,8 +125,7 @@ class EquiCalculator(Calculator):
             raise TypeError(f"skin must be a number of A, got {skin!r}")
         with _own_modes(device):
             potentials = [copy.deepcopy(p).to(device=device, dtype=dtype).requires_grad_(False).eval() for p in stored]
-        for module in (module for p in potentials for module in p.modules() if hasattr(module, "backend")):
-            module.backend = backend
+            used = {use_backend(p, backend) for p in potentials}
         species = set.intersection(*(set(p.species) for p in potentials))
         if not species:
             raise ValueError(f"the committee has no species in common: {[p.species for p in potentials]}")
@@ -139,6 +139,7 @@ class EquiCalculator(Calculator):
         extra = list(STD.values()) if len(potentials) > 1 else []
         self.implemented_properties = type(self).implemented_properties + extra
         self.parameters.update(parameters)
+        self.backend = "reference" if "reference" in used else used.pop()
         self.timings = {"neighbors": 0.0, "model": 0.0, "total": 0.0, "count": 0}
 
     @property

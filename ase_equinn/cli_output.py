@@ -104,17 +104,28 @@ def shipped(found: dict) -> None:
     table("Shipped potentials", ["name", "folder"], sorted(found.items()), "equinn info NAME says more about one")
 
 
-def header(path: str, found: dict) -> None:
+def header(path: str, found: dict, potential) -> None:
     """The header of a potential file (potential_file.HEADER_FIELDS): the whole, energies of the species, errors."""
     from ase.data import chemical_symbols
 
+    from .backend import use_backend
+    from .calculator_arguments import find_device
+    from .train_output import error_table
+
+    device = find_device("auto")
+    backend = use_backend(potential.to(device), "auto")
     metadata = dict(found["metadata"])
     trained_errors, training = metadata.pop("errors", {}), metadata.pop("training", {})
-    rows = [["model", model_text(model)] for model in found["models"]]
+    rows = [
+        ["model", nested({model["architecture"]: model["hyperparameters"], "scale": model["scale"]})]
+        for model in found["models"]
+    ]
     rows += [
         ["species", " ".join(chemical_symbols[z] for z in found["species"])],
         ["cutoff", f"{found['cutoff']:g} Å"],
+        ["parameters", sum(p.numel() for p in potential.parameters())],
         ["dtype", found["dtype"]],
+        ["runs here on", f"{device.type}, operators: {backend}"],
         *([key.replace("_", " "), nested(value)] for key, value in sorted(metadata.items())),
         *([key.replace("_", " "), text(value)] for key, value in training.items() if not isinstance(value, dict)),
         ["written by", f"ase_equinn {found['code_version']}, format {found['format_version']}"],
@@ -124,31 +135,35 @@ def header(path: str, found: dict) -> None:
     columns = [found[key] for key in ("reference_energies", "shift", "isolated_energies")]
     energies = [[chemical_symbols[z], *(column[str(z)] for column in columns)] for z in found["species"]]
     table("Energies per atom, eV", ["species", "reference", "shift", "isolated atom"], energies)
-    for name, result in trained_errors.items():
-        errors(result, f"{name}, ")
+    if trained_errors:
+        out().print("[bold]Errors[/]")
+        out().print(error_table(trained_errors))
 
 
-def model_text(model: dict) -> str:
-    settings = "\n".join(f"{key} {nested(value)}" for key, value in model["hyperparameters"].items() if key != "species")
-    return f"{model['architecture']}, scale {model['scale']:g}\n{settings}"
-
-
-def nested(value) -> str:
-    """Mappings one entry a line, lists in one line."""
+def nested(value, indent: int = 0) -> str:
+    """Mappings and lists of mappings one entry a line, deeper ones indented; other lists in one line."""
     if isinstance(value, dict):
-        return "\n".join(f"{key.replace('_', ' ')} {nested(item)}" for key, item in value.items())
+        items = ((key.replace("_", " "), item) for key, item in value.items())
+        return "\n".join(" " * indent + key + entry(item, indent + 2) for key, item in items)
+    if isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
+        return "\n".join(nested(item, indent) for item in value)
     if isinstance(value, (list, tuple)):
-        return ", ".join(nested(item) for item in value)
+        return ", ".join(text(item) for item in value)
     return text(value)
 
 
-def errors(found: dict, name: str = "") -> None:
+def entry(value, indent: int) -> str:
+    inner = nested(value, indent)
+    return f"\n{inner}" if inner.startswith(" ") else f" {inner}"
+
+
+def errors(found: dict) -> None:
     """The errors of metrics.errors, overall and per species."""
     units = [("energy", "meV/atom"), ("energy_total", "meV/structure"), ("force", "meV/Å"), ("stress", "meV/Å³")]
     rows = [[key.replace("_", " "), unit, found[f"{key}_mae"], found[f"{key}_rmse"]] for key, unit in units]
     if len(found["per_species"]) > 1:
         rows += [[f"force on {s}", "meV/Å", e["force_mae"], e["force_rmse"]] for s, e in found["per_species"].items()]
-    table(f"{name}{found['n_frames']} frames", ["", "unit", "MAE", "RMSE"], rows)
+    table(f"{found['n_frames']} frames", ["", "unit", "MAE", "RMSE"], rows)
 
 
 def relaxed(result, folder) -> None:

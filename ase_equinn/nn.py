@@ -220,17 +220,15 @@ class RadialNetwork(nn.Module):
         if key not in self._knot_values:
             spacing = self.basis.cutoff / (self.n_knots - 1)
             with torch.inference_mode(False):
-                r = torch.arange(self.n_knots, dtype=torch.float64, device=device) * spacing
-                step = torch.full_like(r, spacing)
+                steps = torch.arange(self.n_knots, dtype=torch.float64, device=device)
 
-                def value(r: Tensor) -> Tensor:
-                    return self.basis(r) * self.envelope(r)[:, None]
+                def value(step: Tensor) -> Tensor:
+                    r = (step * spacing)[None]
+                    return (self.basis(r) * self.envelope(r)[:, None])[0]
 
-                def slope(r: Tensor) -> Tensor:
-                    return torch.func.jvp(value, (r,), (step,))[1]
-
-                curvature = torch.func.jvp(slope, (r,), (step,))[1]
-                rows = torch.stack([value(r), slope(r), curvature], dim=1)
+                slope = torch.func.jacrev(value)
+                functions = value, slope, torch.func.jacrev(slope)
+                rows = torch.stack([torch.func.vmap(function)(steps) for function in functions], dim=1)
             self._knot_values[key] = rows.detach().to(dtype)
         return self._knot_values[key]
 

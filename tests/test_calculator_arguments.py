@@ -77,7 +77,7 @@ def test_shipped_name_from_any_folder(tmp_path, monkeypatch):
         ({"device": "cuda:99"}, ValueError, r"sees \d+ CUDA devices, asked for 'cuda:99'"),
         ({"dtype": "float16"}, ValueError, r"dtype must be one of 'float32', 'float64', got 'float16'"),
         ({"dtype": torch.float64}, ValueError, r"dtype must be one of .* got torch.float64"),
-        ({"backend": "fast"}, ValueError, r"backend must be one of 'auto', 'reference', got 'fast'"),
+        ({"backend": "fast"}, ValueError, r"backend must be one of 'auto', 'reference', 'llvm', got 'fast'"),
         ({"neighbors": "ase"}, ValueError, r"neighbors must be one of .*'vesin'.*, got 'ase'"),
         ({"skin": -0.1}, ValueError, r"skin .* got -0.1"),
         ({"skin": float("nan")}, ValueError, r"skin .* got nan"),
@@ -122,10 +122,10 @@ def test_backend_reaches_the_operators_of_the_copy_only():
     potential = toy_potential()
     potential.models[0].backend = "auto"
     calc = EquiCalculator(potential, device="cpu", backend="reference")
-    assert calc._potentials[0].models[0].backend == "reference"
+    assert calc._potentials[0].models[0].backend == calc.backend == "reference"
     assert not hasattr(calc._potentials[0].models[1], "backend")
     calc.set(backend="auto")
-    assert calc._potentials[0].models[0].backend == potential.models[0].backend == "auto"
+    assert calc._potentials[0].models[0].backend == calc.backend == "llvm" and potential.models[0].backend == "auto"
 
 
 def test_device_may_be_a_torch_device():

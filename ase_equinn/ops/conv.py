@@ -42,21 +42,29 @@ def conv(
         radial: the weights of the paths as a function of the distance: a RadialTable, or (reference only) any function
             (E,) -> (E, paths.n_weights). Must vanish smoothly at the cutoff.
         graph: gives edge_index (centre, neighbour) and row_ptr.
-        backend: "auto" takes generated kernels on the CPU, else the reference; "reference" is plain torch.
+        backend: see `chosen_backend`.
 
     Returns:
         Per term of ``paths.irreps_out`` a tensor (n_atoms, 2l+1, mul); zero for an atom without neighbours. Twice
         differentiable in x, lengths, sh and the table's values.
     """
-    if chosen_backend(backend, lengths.device) == "cpu" and isinstance(radial, RadialTable):
+    if chosen_backend(backend, lengths.device) == "llvm" and isinstance(radial, RadialTable):
         return fused(paths, x, lengths, sh.T, radial.values, radial.spacing, graph)
     return reference(paths, x, lengths, sh, radial, graph)
 
 
 def chosen_backend(backend: str, device: torch.device) -> str:
-    """What "auto" means on a device: "cpu" for generated kernels, "reference" elsewhere."""
+    """What "auto" means on a device: "llvm" (kernels generated for this CPU) or "reference".
+
+    Raises:
+        ValueError: a name that is none of these, or "llvm" for another device than the CPU.
+    """
+    if backend not in ("auto", "reference", "llvm"):
+        raise ValueError(f"backend must be 'auto', 'reference' or 'llvm', got {backend!r}")
     if backend == "auto":
-        return "cpu" if device.type == "cpu" else "reference"
+        return "llvm" if device.type == "cpu" else "reference"
+    if backend == "llvm" and device.type != "cpu":
+        raise ValueError(f"backend 'llvm' runs on the CPU, the tensors are on {device}")
     return backend
 
 

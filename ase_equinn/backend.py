@@ -1,0 +1,83 @@
+"""Which implementation of the operators a potential runs on, checked against the reference before it is trusted."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from .derivatives import derivatives
+from .graph import Graph
+from .neighbors import neighbor_list
+from .ops.conv import chosen_backend
+from .potential import Potential
+
+BACKENDS = ("auto", "reference", "llvm")
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # of the largest force: round-off in another order of summation
+_log = logging.getLogger(__name__)
+
+
+def use_backend(potential: Potential, backend: str) -> str:
+    """The name of the implementation that the potential's operators now run on.
+
+    A generated one is compared with the reference on a small cluster. With "auto", one that differs or cannot be built is
+    refused, with the reason logged, and the reference is taken.
+
+    Args:
+        potential: its modules are told; their weights are left alone.
+        backend: "auto", "reference" or "llvm" (kernels compiled for this CPU).
+
+    Raises:
+        ValueError: "llvm" asked for on another device.
+        RuntimeError: "llvm" asked for, and it differs from the reference.
+    """
+    modules = [module for module in potential.modules() if hasattr(module, "backend")]
+    chosen = chosen_backend(backend, potential.device)
+    _tell(modules, chosen)
+    if chosen == "reference" or not modules:
+        return "reference"
+    problem = _difference(potential, modules, chosen)
+    if problem is None:
+        return chosen
+    if backend != "auto":
+        raise RuntimeError(f'backend="{backend}" is not to be trusted here: {problem}')
+    _log.warning("operators run on the reference implementation: %s", problem)
+    _tell(modules, "reference")
+    return "reference"
+
+
+def _tell(modules, backend: str) -> None:
+    for module in modules:
+        module.backend = backend
+
+
+def _difference(potential: Potential, modules, chosen: str) -> str | None:
+    """What is wrong with the chosen implementation: forces on a small cluster against the reference."""
+    graphs, positions = _cluster(potential)
+    try:
+        ours = derivatives(potential, graphs, positions).forces
+    except Exception as error:  # whatever a machine's compiler may say
+        return f"{chosen} kernels do not run: {type(error).__name__}: {error}"
+    _tell(modules, "reference")
+    expected = derivatives(potential, graphs, positions).forces
+    _tell(modules, chosen)
+    error, scale = (ours - expected).abs().max().item(), expected.abs().max().item()
+    if error <= TOLERANCE[potential.dtype] * scale + 1e-30:
+        return None
+    return f"{chosen} kernels give forces {error:.3g} eV/A off on a cluster whose largest force is {scale:.3g} eV/A"
+
+
+def _cluster(potential: Potential, n_atoms: int = 12) -> tuple[tuple[Graph, ...], torch.Tensor]:
+    """Random atoms of all species at bonding distances, the same for every call."""
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.rand(n_atoms, 3, generator=generator, dtype=torch.float64)
+    grid = torch.cartesian_prod(*[torch.arange(3.0, dtype=torch.float64)] * 3)[:n_atoms]
+    positions = (2.2 * grid + 0.5 * offsets).to(potential.device)
+    numbers = torch.tensor([potential.species[k % len(potential.species)] for k in range(n_atoms)])
+    cell, pbc = torch.zeros(1, 3, 3, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.bool)
+    graphs = []
+    for cutoff in potential.cutoffs:
+        pairs = neighbor_list(positions, cell[0], pbc[0], cutoff)
+        atoms = numbers, cell, pbc, pairs.edge_index, pairs.shift, pairs.row_ptr, torch.zeros_like(numbers)
+        graphs.append(Graph(*atoms, 1).to(potential.device))
+    return tuple(graphs), positions
