@@ -187,8 +187,8 @@ def _crystal(calculator, relaxed: Atoms, advance) -> list[Row]:
     cube = float((relaxed.get_volume() * 8 / len(relaxed)) ** (1 / 3))  # eight atoms in a cube
     zero = None if eos.scale_stress is None else 5.43 * eos.scale_stress
     rows = [
-        Row("lattice constant, energy", "A", 5.43 * eos.scale, cube, DFT["a"]),
-        Row("lattice constant, stress", "A", zero, None, None),
+        Row("a of lowest energy", "A", 5.43 * eos.scale, cube, DFT["a"]),
+        Row("a of zero stress", "A", zero, None, None),
         Row("bulk modulus", "GPa", eos.bulk_modulus, soft.bulk_modulus, DFT["B"]),
     ]
     for name, clamped, free in zip(("C11", "C12", "C44"), stiff.cubic, soft.cubic, strict=False):
