@@ -127,21 +127,25 @@ def _gradients(node_energy: Tensor, leaves: tuple[Tensor, ...], create_graph: bo
 
 
 def _collect(graphs, exact, node_energy: Tensor, gradients: list[Tensor]) -> Derivatives:
-    graph, n = graphs[0], len(node_energy)
+    graph = graphs[0]
     gradients = [_columns(gradient) for gradient in gradients]
     node_virial = 0.0
     for g, vectors, gradient in zip(graphs, exact, gradients, strict=True):
-        outer = (_columns(vectors)[:, None] * gradient[None]).reshape(9, -1)
-        node_virial = node_virial + _sum(outer, g.edge_index[0], n)
-    node_virial = node_virial.view(3, 3, n)
+        outer = _columns(vectors)[:, None] * gradient[None]
+        node_virial = node_virial + _segment_sum(outer.reshape(9, -1), g.row_ptr)
+    node_virial = node_virial.view(3, 3, -1)
     node_virial = (0.5 * (node_virial + node_virial.transpose(0, 1))).permute(2, 0, 1).contiguous()
-    energy = _structure_sum(node_energy, graph)
     virial = _structure_sum(node_virial, graph)
     a, b, c = graph.cell.unbind(1)
     volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
     density = torch.where(graph.pbc.all(1) & (volume > 0), 1 / volume, 0.0)
     return Derivatives(
-        energy, node_energy, _forces(graphs, gradients), virial * density[:, None, None], virial, node_virial
+        energy=_structure_sum(node_energy, graph),
+        node_energy=node_energy,
+        forces=_forces(graphs, gradients),
+        stress=virial * density[:, None, None],
+        virial=virial,
+        node_virial=node_virial,
     )
 
 
@@ -154,9 +158,8 @@ def _forces(graphs, gradients: list[Tensor]) -> Tensor:
     """F_i = sum_j g_ij - sum_k g_ki, (n, 3), from the columns (3, E) of each graph's gradient."""
     forces = 0.0
     for graph, gradient in zip(graphs, gradients, strict=True):
-        n = len(graph.numbers)
-        centre, neighbor = graph.edge_index
-        forces = forces + _sum(gradient, centre, n) - _sum(gradient, neighbor, n, ordered=False)
+        received = _neighbor_sum(gradient, graph.edge_index[1], len(graph.numbers))
+        forces = forces + _segment_sum(gradient, graph.row_ptr) - received
     return forces.T.contiguous()
 
 
@@ -164,20 +167,29 @@ def _structure_sum(values: Tensor, graph: Graph) -> Tensor:
     """Sum over the atoms of each structure, (g, ...)."""
     if graph.n_graphs == 1:
         return values.sum(0, keepdim=True)
-    return _sum(values.reshape(len(values), -1).T, graph.batch, graph.n_graphs).T.reshape(-1, *values.shape[1:])
+    columns = values.reshape(len(values), -1).T.contiguous()
+    return _segment_sum(columns, _row_ptr(graph.batch, graph.n_graphs)).T.reshape(-1, *values.shape[1:])
 
 
-def _sum(values: Tensor, index: Tensor, n: int, *, ordered: bool = True) -> Tensor:
-    """Sum of the columns (k, m) of `values` with the same index, (k, n), in an order that is the same in every run."""
+def _neighbor_sum(values: Tensor, index: Tensor, n: int) -> Tensor:
+    """Sum of the columns (k, E) of `values` with the same index, (k, n), in the order of the columns."""
     if values.device.type == "cpu":
         return values.new_zeros(len(values), n).index_add_(1, index, values)
-    if not ordered:
-        index, order = torch.sort(index, stable=True)
-        values = values[:, order]
-    return _segment_sum(values, index, n)
+    return _sorted_sum(values, index, n)
 
 
-def _segment_sum(values: Tensor, index: Tensor, n: int) -> Tensor:
-    """`_sum` for an ascending index, one row of a segment after the other: index_add_ on CUDA adds as threads arrive."""
-    offsets = torch.searchsorted(index, torch.arange(n + 1, device=index.device))
-    return torch.segment_reduce(values.T.contiguous(), "sum", offsets=offsets, unsafe=True).T
+def _sorted_sum(values: Tensor, index: Tensor, n: int) -> Tensor:
+    """`_neighbor_sum` where index_add_ adds in the order in which threads arrive."""
+    index, order = torch.sort(index, stable=True)
+    return _segment_sum(values[:, order], _row_ptr(index, n))
+
+
+def _segment_sum(values: Tensor, row_ptr: Tensor) -> Tensor:
+    """Sum of the columns row_ptr[i]:row_ptr[i+1] of `values`, (k, n), one after the other."""
+    offsets = row_ptr.expand(len(values), -1).contiguous()
+    return torch.segment_reduce(values, "sum", offsets=offsets, axis=1, unsafe=True)
+
+
+def _row_ptr(index: Tensor, n: int) -> Tensor:
+    """Where each value of an ascending index begins, (n + 1,)."""
+    return torch.searchsorted(index, torch.arange(n + 1, device=index.device))

@@ -13,7 +13,7 @@ import torch
 import toy
 from torch import nn
 
-from ase_equinn.derivatives import _segment_sum, _sum, derivatives, energy_only, hessian
+from ase_equinn.derivatives import _neighbor_sum, _sorted_sum, derivatives, energy_only, hessian
 from ase_equinn.graph import collate, edge_vectors
 from ase_equinn.potential import Potential
 
@@ -284,12 +284,12 @@ def test_the_input_is_left_alone(potential):
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (3, 0), (1, 5), (7, 40)])
-def test_segment_sums_are_the_sums_of_index_add(n, m):
-    """The sum that CUDA takes, here on the CPU, where both exist: empty segments, no columns, its derivative."""
+def test_the_sums_that_cuda_takes(n, m):
+    """Here on the CPU beside index_add: empty segments, no columns, the derivative."""
     generator = torch.Generator().manual_seed(m)
     values = torch.randn(4, m, dtype=torch.float64, generator=generator, requires_grad=True)
-    index = torch.randint(0, max(n - 1, 1), (m,), generator=generator).sort().values  # the last segment is empty
-    received, expected = _segment_sum(values, index, n), _sum(values, index, n)
+    index = torch.randint(0, max(n - 1, 1), (m,), generator=generator)  # nothing for the last atom
+    received, expected = _sorted_sum(values, index, n), _neighbor_sum(values, index, n)
     assert received.shape == expected.shape == (4, n)
     assert torch.allclose(received, expected, rtol=0, atol=1e-14)
     weights = torch.randn(4, n, dtype=torch.float64, generator=generator)
@@ -319,11 +319,11 @@ def test_cuda_agrees_and_repeats_its_bits(potential):
 
 @pytest.mark.gpu
 def test_sums_over_edges_on_cuda_do_not_depend_on_the_order_of_threads():
-    """Where index_add_ with as many summands differs from run to run, `_sum` does not."""
+    """index_add_ with as many summands differs from run to run."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(3, 200_000, dtype=torch.float64, generator=generator)
     index = torch.randint(0, 50, (200_000,), generator=generator)
     expected = torch.zeros(3, 50, dtype=torch.float64).index_add_(1, index, values)
-    runs = [_sum(values.cuda(), index.cuda(), 50, ordered=False) for _ in range(20)]
+    runs = [_neighbor_sum(values.cuda(), index.cuda(), 50) for _ in range(20)]
     assert all(torch.equal(run, runs[0]) for run in runs)
     assert relative(runs[0].cpu(), expected) < 1e-12
