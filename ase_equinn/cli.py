@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
@@ -96,7 +96,9 @@ class Optimizer(str, Enum):
     fire = "fire"
 
 
-PotentialName = Annotated[str, typer.Argument(metavar="POTENTIAL", help="Folder, file or shipped name.", show_default=False)]
+PotentialName = Annotated[
+    str, typer.Argument(metavar="POTENTIAL", help="Folder, file or shipped name.", show_default=False)
+]
 Structure = Annotated[
     Path, typer.Argument(metavar="STRUCTURE", help="Any file that ASE reads; its last frame.", show_default=False)
 ]
@@ -122,7 +124,9 @@ def options(
 
 @app.command(rich_help_panel=RUN)
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for trajectories, logs, figures and results.json.")] = Path("equinn-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for trajectories, logs, figures and results.json.")] = Path(
+        "equinn-demo"
+    ),
     potential: Annotated[str, typer.Option(help="Any potential that knows silicon.")] = "silicon",
     steps: Annotated[int, typer.Option(min=10, help="Of each of the two MD runs, 1 fs each.")] = 1000,
     device: Device = "auto",
@@ -144,13 +148,19 @@ def demo(
 def relax(
     potential: PotentialName,
     structure: Structure,
-    cell: Annotated[Cell, typer.Option(help="What moves besides the atoms: nothing, the volume, all six strains.")] = Cell.fixed,
+    cell: Annotated[
+        Cell, typer.Option(help="What moves besides the atoms: nothing, the volume, all six strains.")
+    ] = Cell.fixed,
     fmax: Annotated[float, typer.Option(help="Largest force left, eV/Å.")] = 0.01,
     smax: Annotated[float, typer.Option(help="Largest stress left where the cell moves, GPa.")] = 0.02,
     pressure: Annotated[float, typer.Option(help="Applied, GPa.")] = 0.0,
-    optimizer: Annotated[Optimizer, typer.Option(help="lbfgs; bfgs for few atoms; fire for rough starts.")] = Optimizer.lbfgs,
+    optimizer: Annotated[
+        Optimizer, typer.Option(help="lbfgs; bfgs for few atoms; fire for rough starts.")
+    ] = Optimizer.lbfgs,
     steps: Annotated[int, typer.Option(min=0, help="Most steps.")] = 500,
-    out: Annotated[Path, typer.Option(help="Folder for relaxed.xyz, relax.csv, relax.xyz and the restart file.")] = Path("relax"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for relaxed.xyz, relax.csv, relax.xyz and the restart file.")
+    ] = Path("relax"),
     restart_every: Annotated[int, typer.Option(help="Steps between restart files.")] = 10,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -182,15 +192,17 @@ def relax(
 def md(
     potential: PotentialName,
     structure: Structure,
-    ensemble: Annotated[Ensemble, typer.Option(help="nvt is Langevin, npt isotropic Martyna-Tobias-Klein.")] = Ensemble.nve,
-    temperature: Annotated[Optional[float], typer.Option(help="Target, K; for nve that of the initial momenta.")] = None,
+    ensemble: Annotated[
+        Ensemble, typer.Option(help="nvt is Langevin, npt isotropic Martyna-Tobias-Klein.")
+    ] = Ensemble.nve,
+    temperature: Annotated[float | None, typer.Option(help="Target, K; for nve that of the initial momenta.")] = None,
     steps: Annotated[int, typer.Option(min=0, help="In total, resumed or not.")] = 1000,
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
     pressure: Annotated[float, typer.Option(help="npt: target, GPa.")] = 0.0,
     thermostat_time: Annotated[float, typer.Option(help="Damping time, fs.")] = 100.0,
     barostat_time: Annotated[float, typer.Option(help="Damping time, fs.")] = 1000.0,
     initial_temperature: Annotated[
-        Optional[float], typer.Option(help="Draw momenta at this, K; without it the structure's own are kept.")
+        float | None, typer.Option(help="Draw momenta at this, K; without it the structure's own are kept.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the momenta and of the thermostat's noise.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for md.csv, md.xyz and md.restart.npz.")] = Path("md"),
@@ -225,11 +237,13 @@ def md(
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML; see below.", show_default=False)],
     max_time: Annotated[
-        Optional[str], typer.Option(help="Fit the whole schedule into this wall-clock time: 90s, 25min, 2h.", show_default=False)
+        str | None,
+        typer.Option(help="Fit the whole schedule into this wall-clock time: 90s, 25min, 2h.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed run; at most one epoch is lost.")] = False,
     data: Annotated[
-        Optional[Path], typer.Option(metavar="DIR", help="Look for data files here, by name and sha256.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="Look for data files here, by name and sha256.", show_default=False),
     ] = None,
 ):
     """Train a potential from extended XYZ files.
@@ -251,13 +265,23 @@ def train(
 def evaluate(
     potential: PotentialName,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Labelled structures.", show_default=False)],
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the errors.", show_default=False)] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="Write a parity plot.", show_default=False)] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Write labels and predictions as extxyz.", show_default=False)] = None,
-    energy_key: Annotated[Optional[str], typer.Option(help="Default: REF_energy, else energy.", show_default=False)] = None,
-    forces_key: Annotated[Optional[str], typer.Option(help="Default: REF_forces, else forces.", show_default=False)] = None,
-    stress_key: Annotated[Optional[str], typer.Option(help="Default: REF_stress, else stress.", show_default=False)] = None,
-    virial_key: Annotated[Optional[str], typer.Option(help="Default: REF_virial, else virial.", show_default=False)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the errors.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a parity plot.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write labels and predictions as extxyz.", show_default=False)
+    ] = None,
+    energy_key: Annotated[
+        str | None, typer.Option(help="Default: REF_energy, else energy.", show_default=False)
+    ] = None,
+    forces_key: Annotated[
+        str | None, typer.Option(help="Default: REF_forces, else forces.", show_default=False)
+    ] = None,
+    stress_key: Annotated[
+        str | None, typer.Option(help="Default: REF_stress, else stress.", show_default=False)
+    ] = None,
+    virial_key: Annotated[
+        str | None, typer.Option(help="Default: REF_virial, else virial.", show_default=False)
+    ] = None,
     device: Device = "auto",
     dtype: Precision = DType.float32,
 ):
@@ -288,9 +312,9 @@ def evaluate(
 def check(
     potential: PotentialName,
     structure: Annotated[
-        Optional[Path], typer.Argument(metavar="STRUCTURE", help="Default: a frame that came with it, or a crystal.")
+        Path | None, typer.Argument(metavar="STRUCTURE", help="Default: a frame that came with it, or a crystal.")
     ] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the table.", show_default=False)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of displacements, rotations and momenta.")] = 0,
     device: Device = "auto",
 ):
@@ -313,15 +337,15 @@ def check(
 
 @app.command(rich_help_panel=LOOK)
 def info(
-    potential: Annotated[Optional[str], typer.Argument(metavar="POTENTIAL", help="None lists the shipped ones.")] = None,
+    potential: Annotated[str | None, typer.Argument(metavar="POTENTIAL", help="None lists the shipped ones.")] = None,
 ):
     """Print what a potential says about itself; without an argument, the shipped potentials."""
-    from .potential import read_header, shipped_potentials
+    from .potential import Potential, read_header, shipped_potentials
 
     if potential is None:
         show.shipped(shipped_potentials())
     else:
-        show.header(potential, read_header(potential))
+        show.header(potential, read_header(potential), Potential.load(potential))
 
 
 def main() -> None:

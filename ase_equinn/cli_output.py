@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import contextmanager
-from typing import Iterable
+
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-EXTRAS = {"lightning": "train", "plotly": "plot", "phonopy": "phonons", "pymatgen": "pymatgen", "torch_cluster": "cluster"}
+EXTRAS = {
+    "lightning": "train",
+    "plotly": "plot",
+    "phonopy": "phonons",
+    "pymatgen": "pymatgen",
+    "torch_cluster": "cluster",
+}
 
 RUN_ERRORS = ("RunError", "CalculationFailed", "CalculatorSetupError")  # by name: their modules are heavy
 
@@ -171,7 +178,9 @@ def relaxed(result, folder) -> None:
     state = "[green]relaxed[/]" if result.converged else "[yellow]not converged[/]"
     stress = "" if result.max_stress is None else f", max stress {result.max_stress:.3g} GPa"
     energy = result.atoms.get_potential_energy()
-    out().print(f"{state} after {result.steps} steps: energy {energy:.6f} eV, max force {result.max_force:.3g} eV/Å{stress}")
+    out().print(
+        f"{state} after {result.steps} steps: energy {energy:.6f} eV, max force {result.max_force:.3g} eV/Å{stress}"
+    )
     out().print(f"written to {escape(str(folder))}: relaxed.xyz, relax.csv, relax.xyz", soft_wrap=True)
 
 

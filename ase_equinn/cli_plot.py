@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -36,16 +36,19 @@ class Basis(str, Enum):
 
 
 Out = Annotated[
-    Optional[Path], typer.Option("-o", "--out", help="File (.png, .pdf or .svg), named after what it shows if not given.")
+    Path | None,
+    typer.Option("-o", "--out", help="File (.png, .pdf or .svg), named after what it shows if not given."),
 ]
 
 
 @plot_app.command()
 def basis(
-    name: Annotated[Basis, typer.Argument(metavar="NAME", help=", ".join(item.value for item in Basis), show_default=False)],
+    name: Annotated[
+        Basis, typer.Argument(metavar="NAME", help=", ".join(item.value for item in Basis), show_default=False)
+    ],
     n: Annotated[int, typer.Option("-n", "--n", help="Radial functions; bessel-legendre: roots per degree.")] = 5,
     l: Annotated[  # noqa: E741
-        Optional[int], typer.Option("-l", "--l", help="Degrees of bessel-legendre [default: 3].", show_default=False)
+        int | None, typer.Option("-l", "--l", help="Degrees of bessel-legendre [default: 3].", show_default=False)
     ] = None,
     cutoff: Annotated[float, typer.Option(help="Å.")] = 5.0,
     out: Out = None,
@@ -67,8 +70,10 @@ def harmonics(
     lmax: Annotated[int, typer.Option(help="Highest degree, 0 to 8.")] = 3,
     out: Out = None,
     html: Annotated[
-        Optional[Path],
-        typer.Option(help="Interactive page; beside the picture if not given and plotly is installed.", show_default=False),
+        Path | None,
+        typer.Option(
+            help="Interactive page; beside the picture if not given and plotly is installed.", show_default=False
+        ),
     ] = None,
 ):
     """Draw the real spherical harmonics as surfaces: a picture, and a page to turn them with the mouse."""

@@ -31,7 +31,6 @@ THIRD_PARTY = {
     "torch": (ANY, "top"),
     "e3nn": (("models.tfn",), "top"),
     "ase": (("graph", "neighbors", "data", "train", "calculator", "@5"), "top"),
-    "llvmlite": (("ops.",), "top"),
     "llvmlite": (("ops.jit", "ops.emitter", "ops.conv_kernels"), "top"),
     "vesin": (("neighbors",), "top"),
     "torch_cluster": (("neighbors",), "local"),
