@@ -6,8 +6,8 @@ All are taken with respect to the edge vectors r_ij = r_j - r_i + S @ cell. With
     W      = dE/dstrain = sum_ij r_ij (x) g_ij      stress = W / |det cell|
     W_i    = sum_j r_ij (x) g_ij                    the virial of an edge goes to its centre
 
-The network may run in float32: vectors, sums and results are float64. The sums run in a fixed order, so the same input gives
-the same bits, on CUDA too.
+The network may run in float32: vectors, sums and results are float64. The sums run in a fixed order, so the same input
+gives the same bits, on CUDA too.
 """
 
 from collections.abc import Sequence
