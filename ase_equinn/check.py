@@ -192,12 +192,12 @@ def rattled(atoms: Atoms, rng: np.random.Generator, displacement: float = 0.08, 
 
 def _float32_energy(subject: Subject):
     energy = evaluate(subject.single, subject.atoms).energy - subject.reference.energy
-    return abs(energy) / len(subject.atoms), 2e-5, "eV/atom", "against float64"
+    return abs(energy) / len(subject.atoms), 2e-5, "eV/atom", "vs float64"
 
 
 def _float32_forces(subject: Subject):
     forces = evaluate(subject.single, subject.atoms).forces
-    return abs(forces - subject.reference.forces).max(), 2e-4 * subject.scale, "eV/A", "against float64"
+    return abs(forces - subject.reference.forces).max(), 2e-4 * subject.scale, "eV/A", "vs float64"
 
 
 def _stored_values(subject: Subject):
@@ -213,7 +213,7 @@ def _stored_values(subject: Subject):
         compared += 1
     if compared == 0:
         raise ValueError("check.xyz holds no energies")
-    return worst, 1e-4, "eV, A", f"{compared} structures of check.xyz"
+    return worst, 1e-4, "eV, A", f"{compared} structures"
 
 
 def _nve_drift(subject: Subject):

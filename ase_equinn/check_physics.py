@@ -223,7 +223,7 @@ def isolated_atoms(subject: Subject) -> Outcome:
         expected = Evaluated(subject.isolated.get(int(number), free.energy), np.zeros((1, 3)), np.zeros((3, 3)))
         for now in (free, evaluate(subject.calculator, boxed)):
             worst = float(np.max([worst, difference(now, expected, 1)]))
-    return worst, EXACT, "eV, A", "against the file" if subject.isolated else "none on record"
+    return worst, EXACT, "eV, A", "vs file" if subject.isolated else "none on record"
 
 
 def _crossings(subject: Subject) -> list[tuple[Atoms, int, np.ndarray, str]]:
@@ -247,7 +247,7 @@ def _crossings(subject: Subject) -> list[tuple[Atoms, int, np.ndarray, str]]:
         direction = subject.rng.normal(size=3)
         direction /= np.linalg.norm(direction)
         probe = Atoms(numbers=[species[0]], positions=[centre + cutoff * direction])
-        found.append((nearby + probe, len(nearby), direction, f"atom near {len(nearby)} at {cutoff:.3f} A"))
+        found.append((nearby + probe, len(nearby), direction, f"near {len(nearby)} at {cutoff:.3f} A"))
     return found
 
 

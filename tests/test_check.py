@@ -255,7 +255,7 @@ def folder(tmp_path):
 def test_folder_is_judged_on_its_own_structures_and_values(folder):
     results = check(folder)
     assert not failed(results)
-    assert [result.note for result in results if result.name == "stored values"] == ["2 structures of check.xyz"]
+    assert [result.note for result in results if result.name == "stored values"] == ["2 structures"]
     for change in ("energy", "forces", "stress"):
         frames = read(folder / "check.xyz", ":")
         broken = [frame.copy() for frame in frames]

@@ -20,7 +20,7 @@ from ase.io import read
 from pair_calculator import PairCalculator
 
 from ase_equinn.dynamics import MDSettings, RelaxSettings, RunError, RunFileError, md, relax
-from ase_equinn.md import MEMORY
+from ase_equinn.md_integrators import MEMORY
 from ase_equinn.relax import OPTIMIZERS
 from ase_equinn.runfiles import load_restart
 
@@ -90,7 +90,7 @@ def relax_run(optimizer):
 
 
 def potential_run(folder, existing, progress=None):
-    """EquiCalculator in float32, with a skin: a resumed run rebuilds its neighbour list at other steps than a whole one."""
+    """EquiCalculator in float32, with a skin: a resumed run rebuilds its neighbour list at other steps."""
     from ase_equinn.calculator import EquiCalculator
     from ase_equinn.models.schnet import SchNet
     from ase_equinn.potential import Potential
