@@ -21,7 +21,7 @@ from .train_module import Run, fit
 from .train_output import TrainResult, finish
 from .train_progress import Display
 from .train_schedule import Clock
-from .train_statistics import build_potential, check_model, species_of, statistics
+from .train_statistics import batch_size, build_potential, check_model, species_of, statistics
 
 
 class Sets(NamedTuple):
@@ -72,7 +72,7 @@ def train(
         return TrainResult(folder, potential, potential.metadata.get("errors", {}), "finished before")
     folders = [Path(place) for place in (data_dir, Path(name).parent if name else None) if place]
     sets = read_sets(config, folders)
-    config = config.model_copy(update={"data": config.data.model_copy(update=sets.files)})
+    config = _resolved(config, sets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         run, facts = prepare_run(config, sets, folder, resume, started, console)
@@ -146,6 +146,13 @@ def read_sets(config: TrainConfig, folders: list[Path]) -> Sets:
     elif not frames["valid"]:
         raise ValueError("data.valid: the files hold no structure to validate on (isolated atoms apart)")
     return Sets(frames["train"], frames["valid"], frames["test"], isolated, files, notes)
+
+
+def _resolved(config: TrainConfig, sets: Sets) -> TrainConfig:
+    """The config with what was found out: hashes of the files, batch size."""
+    data = config.data.model_copy(update=sets.files)
+    batch = config.training.batch_size or batch_size(sets.train)
+    return config.model_copy(update={"data": data, "training": config.training.model_copy(update={"batch_size": batch})})
 
 
 def _check_weights(config: TrainConfig, frames: dict[str, list[Frame]]) -> None:

@@ -43,6 +43,12 @@ def force_scale(frames: Sequence[Frame]) -> float:
     return scale if scale > 1e-4 else 1.0
 
 
+def batch_size(frames: Sequence[Frame]) -> int:
+    """Frames in a batch of about 128 atoms; at most 8 and a twentieth of the set, at least 1."""
+    atoms = sum(len(frame.atoms) for frame in frames) / len(frames)
+    return max(1, min(round(128 / atoms), len(frames) // 20, 8))
+
+
 def model_class(name: str) -> type:
     """The class that a config calls by `name`."""
     module, attribute = ARCHITECTURES[name]

@@ -13,7 +13,15 @@ from ase_equinn.evaluate import predict
 from ase_equinn.metrics import errors
 from ase_equinn.train_config import ConfigError, LossConfig, load_config
 from ase_equinn.train_loss import Residuals, loss, loss_of_predictions, penalty, residuals
-from ase_equinn.train_statistics import build_potential, counts, force_scale, reference_energies, shifts, statistics
+from ase_equinn.train_statistics import (
+    batch_size,
+    build_potential,
+    counts,
+    force_scale,
+    reference_energies,
+    shifts,
+    statistics,
+)
 
 
 def config_of(**more):
@@ -68,6 +76,11 @@ def test_counts_and_scale():
     assert force_scale(frames) == pytest.approx(3.0)
     assert force_scale([frame("H2", 1.0), frame("H2", 5.0)]) == pytest.approx(1.0)  # std of 0.5 and 2.5 eV/atom
     assert force_scale([frame("H2")]) == 1.0
+
+
+@pytest.mark.parametrize("n_frames, n_atoms, expected", [(200, 64, 2), (950, 9, 8), (450, 27, 5), (60, 9, 3), (5, 200, 1)])
+def test_batch_size_follows_sizes(n_frames, n_atoms, expected):
+    assert batch_size([frame(f"H{n_atoms}")] * n_frames) == expected
 
 
 def test_untrained_energies_are_right_on_average(tmp_path):
