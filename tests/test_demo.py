@@ -11,6 +11,8 @@ from test_elastic import tersoff
 
 import ase_equinn.demo as module
 from ase_equinn.demo import demo, demo_table
+from ase_equinn.models.schnet import SchNet
+from ase_equinn.potential import Potential
 
 FILES = {"relaxation.png", "energy.png", "temperature.png", "rdf.png", "results.json"}
 
@@ -99,3 +101,22 @@ def test_own_folder_is_replaced_and_others_are_refused(report, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):  # an unfinished demo is one's own too
         demo(tmp_path / "new", EMT())
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_potential_without_silicon_is_refused_before_anything_is_written(tmp_path):
+    potential = Potential(SchNet((29,), 4.0, n_channels=8, n_layers=1, n_basis=8))
+    with pytest.raises(ValueError, match=r"does not know: its elements are \[29\]"):
+        demo(tmp_path / "demo", potential)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_shipped_potential_is_close_to_dft(tmp_path):
+    """What `equinn demo` does, with short runs: within 0.5 % of DFT's lattice constant and 20 % of its stiffness."""
+    report = demo(tmp_path / "demo", steps=40)
+    rows = {row.quantity: row for row in report.rows}
+    assert report.notes == []
+    for name in ("a of lowest energy", "a of zero stress"):
+        assert rows[name].clamped == pytest.approx(5.469, rel=0.005)
+    for name in ("bulk modulus", "C11", "C12", "C44"):
+        assert rows[name].clamped == pytest.approx(rows[name].dft, rel=0.2), name
+    assert rows["C44"].relaxed < rows["C44"].clamped - 10
