@@ -16,7 +16,7 @@ from .data_report import data_report, show
 from .potential import FILE_NAME, Potential
 from .potential_file import write_atomic
 from .train_checkpoint import CheckpointError, load_checkpoint
-from .train_config import ConfigError, DataFile, TrainConfig, load_config, nearest, to_yaml
+from .train_config import LEARNING_RATES, ConfigError, DataFile, TrainConfig, load_config, nearest, to_yaml
 from .train_module import Run, fit
 from .train_output import TrainResult, finish
 from .train_progress import Display
@@ -149,10 +149,13 @@ def read_sets(config: TrainConfig, folders: list[Path]) -> Sets:
 
 
 def _resolved(config: TrainConfig, sets: Sets) -> TrainConfig:
-    """The config with what was found out: hashes of the files, batch size."""
+    """The config with what was found out: hashes of the files, batch size, learning rate."""
     data = config.data.model_copy(update=sets.files)
-    batch = config.training.batch_size or batch_size(sets.train)
-    return config.model_copy(update={"data": data, "training": config.training.model_copy(update={"batch_size": batch})})
+    found = {
+        "batch_size": config.training.batch_size or batch_size(sets.train),
+        "learning_rate": config.training.learning_rate or LEARNING_RATES[config.model.name],
+    }
+    return config.model_copy(update={"data": data, "training": config.training.model_copy(update=found)})
 
 
 def _check_weights(config: TrainConfig, frames: dict[str, list[Frame]]) -> None:

@@ -111,17 +111,21 @@ class LossConfig(_Section):
     """
 
     kind: Literal["mse", "huber"] = "huber"
-    energy: Annotated[float, Field(ge=0)] = 10.0
+    energy: Annotated[float, Field(ge=0)] = 1.0
     forces: Annotated[float, Field(ge=0)] = 1.0
     virial: Annotated[float, Field(ge=0)] = 1.0
     huber_delta: Annotated[float, Field(gt=0)] = 0.1
 
 
+LEARNING_RATES = {"nequip": 0.02, "tfn": 0.02, "schnet": 0.005}
+
+
 class TrainingConfig(_Section):
     """The loop. `epochs` counts without a time limit; with `max_time` only the clock does.
 
-    `learning_rate` is reached after the fraction `warmup` of the run and decays to `final_learning_rate` times itself
-    along a cosine that ends with the run; schedule "plateau" halves it after `plateau_patience` epochs without gain.
+    `learning_rate` (left out: what suits the model) is reached after the fraction `warmup` of the run and decays to
+    `final_learning_rate` times itself along a cosine that ends with the run; schedule "plateau" halves it after
+    `plateau_patience` epochs without gain.
     `ema` is the decay of the averaged weights, which are validated and saved. `gradient_clip` bounds the norm, 0: none.
     `early_stopping`: epochs without gain before stopping, 0: never. `batch_size` counts frames; left out: about 128
     atoms, at most 8 frames and a twentieth of the training set.
@@ -129,7 +133,7 @@ class TrainingConfig(_Section):
 
     epochs: Annotated[int, Field(ge=1)] = 200
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 0.005
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
