@@ -171,9 +171,10 @@ def test_wheel_works_from_anywhere(wheel, tmp_path):
 def test_editable_install_keeps_the_potentials(source, tmp_path):
     """An editable wheel is a .pth file and an import hook; site.addsitedir runs it as an installation would."""
     zipfile.ZipFile(build(source, "editable")).extractall(tmp_path)
-    # -S keeps the environment's site-packages, and the package in it, out; its plain path comes last, for numpy and co.
+    # -S keeps the environment's site-packages out. They come after the first import, for numpy and torch: the package in
+    # them must not be the one that is found.
     purelib = sysconfig.get_path("purelib")
-    code = f"import site, sys; site.addsitedir({str(tmp_path)!r}); sys.path.append({purelib!r})"
+    code = f"import site, sys; site.addsitedir({str(tmp_path)!r}); import ase_equinn.potentials; sys.path.append({purelib!r})"
     place, names = run(code + LIST_SHIPPED, "-S").stdout.split("\n")[:2]
     assert place.startswith(str(source))
     assert set(names.split()) == shipped()
