@@ -16,8 +16,8 @@ from .data_batches import Batch
 from .data_units import work_of_pairs
 from .graph import edge_vectors
 
-LISTED = 20  # frames that are named one by one
-ENERGY_OUTLIER = 12.0  # robust standard deviations
+LISTED = 10  # frames that are printed one by one
+ENERGY_OUTLIER = 4.0  # times the deviation from the median that 95 % of the frames stay below
 FORCE_OUTLIER = 20.0  # times the 90th percentile of the components
 TOO_CLOSE = 0.6  # times the sum of the covalent radii
 LARGE_STRESS = 0.5  # eV/A^3, 80 GPa
@@ -112,18 +112,18 @@ def closest(frames: Sequence[Frame], samples: Sequence[Batch]) -> tuple[dict[str
 
 
 def energy_outliers(frames: Sequence[Frame], statistics: dict) -> list[dict]:
-    """Frames whose energy per atom, less the reference energies, is far from the median: by 12 robust sigma."""
+    """Frames whose energy per atom, less the reference energies, is 4 times as far from the median as 95 % are."""
     reference = statistics["reference_energies"]
     chosen = [frame for frame in frames if frame.energy is not None]
-    if len(chosen) < 5:
+    if not chosen:
         return []
     values = np.array([(f.energy - sum(reference[s] for s in f.atoms.symbols)) / len(f.atoms) for f in chosen])
     deviation = values - np.median(values)
-    sigma = max(1.4826 * float(np.median(np.abs(deviation))), 1e-3)
+    usual = max(float(np.percentile(np.abs(deviation), 95, method="lower")), 1e-3)
     return [
-        {"frame": frame.origin, "reason": f"energy {d:+.3f} eV/atom from the median, spread {sigma:.3f}"}
+        {"frame": frame.origin, "reason": f"energy {d:+.3f} eV/atom from the median, 95 % are within {usual:.3f}"}
         for frame, d in zip(chosen, deviation)
-        if abs(d) > ENERGY_OUTLIER * sigma
+        if abs(d) > ENERGY_OUTLIER * usual
     ]
 
 
@@ -132,7 +132,7 @@ def force_outliers(frames: Sequence[Frame]) -> list[dict]:
     chosen = [frame for frame in frames if frame.forces is not None]
     if not chosen:
         return []
-    usual = float(np.percentile(np.abs(np.concatenate([f.forces for f in chosen])), 90))
+    usual = float(np.percentile(np.abs(np.concatenate([f.forces for f in chosen])), 90, method="lower"))
     largest = [float(np.abs(f.forces).max()) for f in chosen]
     return [
         {"frame": frame.origin, "reason": f"force component of {value:.1f} eV/A, 90 % of all are below {usual:.2f}"}

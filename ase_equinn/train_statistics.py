@@ -97,9 +97,15 @@ def reference_energies(
     labelled = [frame for frame in frames if frame.energy is not None]
     if labelled and not known.keys() >= set(species):
         fit = fit_reference_energies([f.atoms.numbers for f in labelled], [f.energy for f in labelled], known=known)
-        origin |= dict.fromkeys(fit.energies.keys() - known.keys(), "least squares")
+        fitted = sorted(fit.energies.keys() - known.keys())
+        origin |= dict.fromkeys(fitted, "least squares")
         known = fit.energies
-        warnings += [fit.warning] if fit.warning else []
+        if fit.warning:
+            warnings.append(
+                f"the compositions do not tell {', '.join(chemical_symbols[z] for z in fitted)} apart (condition "
+                f"number {fit.condition:.3g}): the smallest reference energies that fit are used, which is fine for "
+                "one composition; to exchange atoms, give isolated-atom frames or reference_energies"
+            )
     found = {z: known.get(z, 0.0) for z in species}
     return found, {z: origin.get(z, "zero, no energies") for z in species}, warnings
 
