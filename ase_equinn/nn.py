@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .irreps import Irreps
 from .ops.radial_table import RadialTable
+from .ops.tabulate import Tabulator, Taylor, silu_series, taylor_function, taylor_linear
 
 MAX_ATOMIC_NUMBER = 118
 
@@ -171,66 +172,32 @@ class RadialNetwork(nn.Module):
         n_knots: int = 256,
     ):
         super().__init__()
-        self.basis, self.envelope, self.n_knots = basis, envelope, n_knots
+        self.basis, self.envelope = basis, envelope
         sizes = [basis.n, *hidden, n_out]
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(a, b)) for a, b in zip(sizes, sizes[1:]))
-        self._cached: tuple[tuple, RadialTable] | None = None
-        self._knot_values: dict[tuple, Tensor] = {}
+        self.tabulate = Tabulator(self.inputs, basis.cutoff, n_knots)
+
+    def inputs(self, lengths: Tensor) -> Tensor:
+        """envelope * basis: (E,) in A -> (E, n)."""
+        return self.basis(lengths) * self.envelope(lengths)[:, None]
 
     def forward(self, lengths: Tensor) -> Tensor:
         """The exact function: lengths (E,) in A -> (E, n_out)."""
-        x = self.basis(lengths) * self.envelope(lengths)[:, None]
-        for k, weight in enumerate(self.weights):
-            x = x @ (weight / weight.shape[0] ** 0.5)
-            if k < len(self.weights) - 1:
-                x = silu(x)
-        return x
+        *hidden, last = self._scaled()
+        x = self.inputs(lengths)
+        for weight in hidden:
+            x = silu(x @ weight)
+        return x @ last
 
     def table(self) -> RadialTable:
-        """The function with its exact first and second derivatives at the knots; differentiable in the weights.
+        """The function as `conv` wants it, see `Tabulator`."""
+        return self.tabulate(self._taylor, [*self.weights])
 
-        Frozen weights (no gradient required) are tabulated once, until they change.
-        """
-        if any(weight.requires_grad for weight in self.weights):
-            return self._table()
-        key = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in self.weights)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = key, self._table()
-        return self._cached[1]
+    def _taylor(self, x: Taylor) -> Taylor:
+        *hidden, last = self._scaled()
+        for weight in hidden:
+            x = taylor_function(taylor_linear(x, weight), silu_series) * _SILU
+        return taylor_linear(x, last)
 
-    def _table(self) -> RadialTable:
-        """Value, slope and curvature go through the layers together (a Taylor series to second order)."""
-        spacing = self.basis.cutoff / (self.n_knots - 1)
-        x = self._knots(self.weights[0].dtype, self.weights[0].device)
-        for k, weight in enumerate(self.weights):
-            x = x @ (weight / weight.shape[0] ** 0.5)
-            if k < len(self.weights) - 1:
-                value, slope, curvature = x.unbind(1)
-                s = torch.sigmoid(value)
-                ds = s * (1 - s)
-                first = s + value * ds
-                second = ds * (2 + value * (1 - 2 * s))
-                rows = value * s, first * slope, second * slope.square() + first * curvature
-                x = torch.stack(rows, dim=1) * _SILU
-        return RadialTable(x, spacing)
-
-    def _knots(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(n_knots, 3, n): envelope * basis, its derivatives times spacing and spacing^2; formed in float64."""
-        key = (dtype, device)
-        if key not in self._knot_values:
-            spacing = self.basis.cutoff / (self.n_knots - 1)
-            with torch.inference_mode(False):
-                steps = torch.arange(self.n_knots, dtype=torch.float64, device=device)
-
-                def value(step: Tensor) -> Tensor:
-                    r = (step * spacing)[None]
-                    return (self.basis(r) * self.envelope(r)[:, None])[0]
-
-                slope = torch.func.jacrev(value)
-                functions = value, slope, torch.func.jacrev(slope)
-                rows = torch.stack([torch.func.vmap(function)(steps) for function in functions], dim=1)
-            self._knot_values[key] = rows.detach().to(dtype)
-        return self._knot_values[key]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cached": None, "_knot_values": {}}
+    def _scaled(self) -> list[Tensor]:
+        return [weight / weight.shape[0] ** 0.5 for weight in self.weights]

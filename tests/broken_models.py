@@ -84,7 +84,10 @@ class NormalisesTheStructure(Sound):
 
 class CentreIsSender(Sound):
     def forward(self, graph, vectors):
-        return super().forward(graph._replace(edge_index=graph.edge_index.flip(0)), vectors)
+        order = torch.argsort(graph.edge_index[1], stable=True)
+        flipped = graph.edge_index.flip(0)[:, order]
+        row_ptr = torch.searchsorted(flipped[0], torch.arange(len(graph.numbers) + 1))
+        return super().forward(graph._replace(edge_index=flipped, row_ptr=row_ptr), vectors[order])
 
 
 class MeanOverNeighbours(Sound):

@@ -10,7 +10,7 @@ from ase_equinn import backend as backend_module
 from ase_equinn.backend import use_backend
 from ase_equinn.calculator import EquiCalculator
 from ase_equinn.models.nequip import NequIP
-from ase_equinn.models.schnet import SchNet
+from ase_equinn.models.tfn import TFN
 from ase_equinn.ops import conv as conv_module
 from ase_equinn.potential import Potential
 
@@ -35,7 +35,7 @@ def test_auto_takes_the_generated_kernels(potential, dtype):
 
 
 def test_a_model_without_such_operators_runs_on_the_reference():
-    assert use_backend(Potential([SchNet((14,), 4.0, n_channels=8)]), "auto") == "reference"
+    assert use_backend(Potential([TFN((14,), 4.0)]), "auto") == "reference"
 
 
 @pytest.mark.parametrize("fault", ["wrong", "broken"])

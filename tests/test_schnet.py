@@ -1,5 +1,6 @@
 """SchNet passes the contract and computes what its formula says."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from contract import ModelContract
 from contract_structures import batch, molecule
 
+from ase_equinn.backend import use_backend
+from ase_equinn.derivatives import derivatives
 from ase_equinn.graph import edge_vectors
 from ase_equinn.models.schnet import SchNet, shifted_softplus
 from ase_equinn.potential import Potential
@@ -71,8 +74,53 @@ def test_formula(avg_num_neighbors):
     atoms = molecule((6, 8, 1))
     (graph,), positions = batch(Potential(model), [atoms])
     assert 0 < graph.edge_index.shape[1] < 42
-    energy = model(graph, edge_vectors(graph, positions))
-    np.testing.assert_allclose(energy.tolist(), by_the_formula(model, atoms.numbers, atoms.positions), rtol=1e-12)
+    expected = by_the_formula(model, atoms.numbers, atoms.positions)
+    np.testing.assert_allclose(energies(model, graph, positions, exact=True), expected, rtol=1e-12)
+    # interpolation of Gaussians, 8 knots for each: some 1e-10 of the largest filter
+    np.testing.assert_allclose(energies(model, graph, positions), expected, rtol=1e-8)
+
+
+def energies(model, graph, positions, exact=False) -> list[float]:
+    """Node energies; with `exact` the filters come from the network itself instead of its table."""
+    if exact:
+        model = copy.deepcopy(model)
+        for layer in model.layers:
+            layer.table = lambda layer=layer: layer.radial
+            layer.backend = "reference"
+    return model(graph, edge_vectors(graph, positions)).tolist()
+
+
+def test_table_of_the_filters():
+    """Default sizes: to second order the network within 1e-8, 1e-6, 1e-4; zero at the cutoff with its slope."""
+    torch.manual_seed(1)
+    layer = SchNet((14,), 5.0, n_layers=1).double().layers[0]
+    for parameter in layer.filter.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    inside = torch.linspace(0.3, 5.0 - 1e-9, 700, dtype=torch.float64, requires_grad=True)
+
+    def to_second_order(function):
+        value = function(inside)[:, 3]
+        (slope,) = torch.autograd.grad(value.sum(), inside, create_graph=True)
+        return value, slope, torch.autograd.grad(slope.sum(), inside)[0]
+
+    table = layer.table()
+    for ours, exact, tolerance in zip(to_second_order(table), to_second_order(layer.radial), (1e-8, 1e-6, 1e-4), strict=True):
+        assert (ours - exact).abs().max() < tolerance * exact.abs().max()
+    assert not table.values[-1, :2].any() and table.values[-1, 2].any()
+    near = 5.0 - torch.tensor([1e-6, 1e-8, 1e-10, 0.0], dtype=torch.float64)
+    assert (table(near).abs().amax(1) < torch.tensor([1e-11, 1e-14, 1e-14, 1e-14])).all()
+
+
+def test_kernels_and_reference_agree():
+    """The generated kernels against plain torch, forces in float64: round-off of sums in another order."""
+    torch.manual_seed(2)
+    potential = Potential(SchNet((1, 6, 8), 4.0, 6.0, n_channels=12, n_layers=2, n_basis=9).double())
+    assert use_backend(potential, "auto") == "llvm"
+    batched = batch(potential, [molecule((1, 6, 8))])
+    fast = derivatives(potential, *batched).forces
+    use_backend(potential, "reference")
+    slow = derivatives(potential, *batched).forces
+    assert (fast - slow).abs().max() < 1e-12 * slow.abs().max()
 
 
 def test_without_layers_the_energy_is_one_number_per_element():

@@ -1,0 +1,97 @@
+"""Learned radial functions become tables: value, slope and curvature at the knots go through the layers together.
+
+A `Taylor` tensor (n_knots, 3, n) holds f, f' h and f'' h^2 at every knot (h: the distance of knots). The functions below
+carry it through the steps of a network, exactly and differentiably in the weights, at the cost of three rows a knot.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .radial_table import RadialTable
+
+Taylor = Tensor  # (n_knots, 3, n)
+
+
+def taylor_linear(x: Taylor, weight: Tensor, bias: Tensor | None = None) -> Taylor:
+    """x W + b, weight (n_in, n_out): the bias moves the value only."""
+    out = x @ weight
+    if bias is None:
+        return out
+    return torch.cat([out[:, :1] + bias, out[:, 1:]], dim=1)
+
+
+def taylor_product(a: Taylor, b: Taylor) -> Taylor:
+    """(a b), (a b)' and (a b)''; one of them may have a single column."""
+    (a0, a1, a2), (b0, b1, b2) = a.unbind(1), b.unbind(1)
+    return torch.stack([a0 * b0, a1 * b0 + a0 * b1, a2 * b0 + 2 * a1 * b1 + a0 * b2], dim=1)
+
+
+def taylor_function(x: Taylor, function: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Taylor:
+    """f(x) for a function that gives (f, f', f'') of its argument: the chain rule to second order."""
+    value, slope, curvature = x.unbind(1)
+    f, first, second = function(value)
+    return torch.stack([f, first * slope, second * slope.square() + first * curvature], dim=1)
+
+
+def silu_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SiLU x s(x), s the logistic function, with its first two derivatives."""
+    s = torch.sigmoid(x)
+    ds = s * (1 - s)
+    return x * s, s + x * ds, ds * (2 + x * (1 - 2 * s))
+
+
+class Tabulator:
+    """Makes the table of one radial network from what enters its layers.
+
+    Args:
+        inputs: (E,) A -> (E, n): functions without parameters, the network's input.
+        cutoff: A, where the last knot stands; the first stands at 0.
+        n_knots: of the table.
+    """
+
+    def __init__(self, inputs: Callable[[Tensor], Tensor], cutoff: float, n_knots: int = 256):
+        self.inputs, self.cutoff, self.n_knots = inputs, cutoff, n_knots
+        self._kept: tuple[tuple, RadialTable] | None = None
+        self._inputs_at_knots: dict[tuple, Taylor] = {}
+
+    def __call__(self, layers: Callable[[Taylor], Taylor], weights: Sequence[Tensor]) -> RadialTable:
+        """The function with its exact first and second derivatives at the knots; differentiable in the weights.
+
+        Frozen weights (none requires a gradient) are tabulated once, until they change.
+
+        Args:
+            layers: Taylor tensor of the inputs -> Taylor tensor of the function.
+            weights: every tensor that `layers` depends on, at least one.
+        """
+        if any(weight.requires_grad for weight in weights):
+            return self._table(layers, weights[0])
+        key = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in weights)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._table(layers, weights[0])
+        return self._kept[1]
+
+    def _table(self, layers: Callable[[Taylor], Taylor], like: Tensor) -> RadialTable:
+        return RadialTable(layers(self._knots(like.dtype, like.device)), self.cutoff / (self.n_knots - 1))
+
+    def _knots(self, dtype: torch.dtype, device: torch.device) -> Taylor:
+        """The inputs and their derivatives at the knots, formed in float64; at the cutoff as seen from inside."""
+        key = (dtype, device)
+        if key not in self._inputs_at_knots:
+            with torch.inference_mode(False):
+                steps = torch.arange(self.n_knots, dtype=torch.float64, device=device)
+
+                def value(step: Tensor) -> Tensor:
+                    return self.inputs((step / (self.n_knots - 1) * self.cutoff)[None])[0]
+
+                slope = torch.func.jacrev(value)
+                functions = value, slope, torch.func.jacrev(slope)
+                rows = torch.stack([torch.func.vmap(function)(steps) for function in functions], dim=1)
+            self._inputs_at_knots[key] = rows.detach().to(dtype)
+        return self._inputs_at_knots[key]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None, "_inputs_at_knots": {}}
