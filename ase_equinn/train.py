@@ -5,34 +5,23 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import torch
 from rich.console import Console
 
-from .data import Frame, FrameSet, Keys, apply_weights, file_sha256, find_file, is_isolated_atom, read_frames, split
 from .data_batches import prepare
 from .data_report import data_report, show
 from .potential import FILE_NAME, Potential
 from .potential_file import write_atomic
 from .train_checkpoint import CheckpointError, load_checkpoint
-from .train_config import LEARNING_RATES, ConfigError, DataFile, TrainConfig, load_config, nearest, to_yaml
+from .train_config import TrainConfig, load_config, to_yaml
 from .train_module import Run, fit
 from .train_output import TrainResult, finish
 from .train_progress import Display
 from .train_schedule import Clock
-from .train_statistics import batch_size, build_potential, check_model, species_of, statistics
-
-
-class Sets(NamedTuple):
-    """The frames of a run, isolated atoms apart, and the files they are from."""
-
-    train: list[Frame]
-    valid: list[Frame]
-    test: list[Frame]
-    isolated: list[Frame]
-    files: dict[str, list[DataFile]]
-    notes: list[str]
+from .train_sets import Sets, read_sets, resolved
+from .train_statistics import build_potential, check_model, species_of, statistics
 
 
 def train(
@@ -45,6 +34,9 @@ def train(
     after_step: Callable[[Run], None] = lambda run: None,
 ) -> TrainResult:
     """The output folder of the config holds the trained potential, its card, logs and plots.
+
+    While it runs, the folder holds the best potential so far, and checkpoint/ what a resume needs; checkpoint/ is
+    removed at the end of the run, and kept after Ctrl-C or a kill.
 
     Args:
         config: a YAML file, a dictionary or a TrainConfig.
@@ -70,9 +62,8 @@ def train(
         console.print(f"{folder} holds a finished potential: nothing to resume")
         potential = Potential.load(folder)
         return TrainResult(folder, potential, potential.metadata.get("errors", {}), "finished before")
-    folders = [Path(place) for place in (data_dir, Path(name).parent if name else None) if place]
-    sets = read_sets(config, folders)
-    config = _resolved(config, sets)
+    sets = read_sets(config, beside=Path(name).parent if name else None, below=data_dir)
+    config = resolved(config, sets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         run, facts = prepare_run(config, sets, folder, resume, started, console)
@@ -115,54 +106,6 @@ def prepare_run(
         run.restore(checkpoint)
         console.print(f"resumed after epoch {run.epoch}, {run.clock.elapsed():.0f} s into the run")
     return run, {"statistics": found, "identity": identity}
-
-
-def read_sets(config: TrainConfig, folders: list[Path]) -> Sets:
-    """Training, validation and test frames of a config; relative names are looked for here, then in `folders`.
-
-    Without validation files a seeded part of the training frames is taken.
-    """
-    data = config.data
-    notes, files, frames = [], {}, {}
-    for part in ("train", "valid", "test"):
-        paths = [find_file(f.file, sha256=f.sha256, source=f.source, folders=folders) for f in getattr(data, part)]
-        files[part] = [
-            f.model_copy(update={"sha256": file_sha256(path)}) for f, path in zip(getattr(data, part), paths)
-        ]
-        found = read_frames(paths, Keys(**data.keys.model_dump())) if paths else FrameSet([], {}, [])
-        frames[part], notes = found.frames, notes + found.notes
-    _check_weights(config, frames)
-    frames = {part: apply_weights(group, data.config_type_weights) for part, group in frames.items()}
-    isolated = [frame for frame in frames["train"] if is_isolated_atom(frame)]
-    for part in frames:
-        frames[part] = [frame for frame in frames[part] if not is_isolated_atom(frame)]
-    if not frames["train"]:
-        raise ValueError("data.train: the files hold no structure to train on (isolated atoms apart)")
-    if not data.valid:
-        frames["train"], frames["valid"] = split(frames["train"], data.valid_fraction, config.seed)
-        notes.append(
-            f"no validation file: {len(frames['valid'])} of the training frames (seed {config.seed}) are kept for it"
-        )
-    elif not frames["valid"]:
-        raise ValueError("data.valid: the files hold no structure to validate on (isolated atoms apart)")
-    return Sets(frames["train"], frames["valid"], frames["test"], isolated, files, notes)
-
-
-def _resolved(config: TrainConfig, sets: Sets) -> TrainConfig:
-    """The config with what was found out: hashes of the files, batch size, learning rate."""
-    data = config.data.model_copy(update=sets.files)
-    found = {
-        "batch_size": config.training.batch_size or batch_size(sets.train),
-        "learning_rate": config.training.learning_rate or LEARNING_RATES[config.model.name],
-    }
-    return config.model_copy(update={"data": data, "training": config.training.model_copy(update=found)})
-
-
-def _check_weights(config: TrainConfig, frames: dict[str, list[Frame]]) -> None:
-    present = sorted({frame.config_type for group in frames.values() for frame in group})
-    for name in config.data.config_type_weights:
-        if name not in present:
-            raise ConfigError(f"data.config_type_weights: no frame has config_type {name!r}{nearest(name, present)}")
 
 
 def _checkpoint(folder: Path) -> Path:

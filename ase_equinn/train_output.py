@@ -14,6 +14,7 @@ from rich.table import Table
 from .data import Frame, write_frames
 from .data_batches import prepare
 from .evaluate import predict
+from .graph import edge_vectors
 from .metrics import errors
 from .plot import plot_learning_curve, plot_parity, save_figure
 from .potential import Potential
@@ -21,6 +22,7 @@ from .potential_file import write_atomic
 from .train_card import card
 from .train_module import Run
 from .train_progress import duration, number
+from .train_sets import Sets
 
 CHECKED = 5  # structures in check.xyz
 
@@ -37,7 +39,7 @@ class TrainResult(NamedTuple):
     stopped: str
 
 
-def finish(run: Run, sets, facts: dict, console: Console) -> TrainResult:
+def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
     """Evaluates the best weights on all sets and writes the folder; the checkpoint stays if the run can be resumed."""
     folder = Path(run.config.output)
     potential = run.best_potential()
@@ -76,7 +78,7 @@ def error_table(found: dict[str, dict]) -> Table:
     return table
 
 
-def metadata(run: Run, sets, facts: dict, found: dict[str, dict]) -> dict:
+def metadata(run: Run, sets: Sets, facts: dict, found: dict[str, dict]) -> dict:
     """What the potential file says about its origin."""
     config = run.config
     return {
@@ -102,8 +104,6 @@ def metadata(run: Run, sets, facts: dict, found: dict[str, dict]) -> dict:
 
 def ranges(frames: Sequence[Frame], samples) -> dict:
     """What the training set covers: sizes, elements, shortest distance, energies and volumes per atom."""
-    from .graph import edge_vectors
-
     lengths = [edge_vectors(s.graphs[0], s.positions).norm(dim=1) for s in samples]
     shortest = [float(x.min()) for x in lengths if len(x)]
     energies = [f.energy / len(f.atoms) for f in frames if f.energy is not None]

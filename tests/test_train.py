@@ -195,9 +195,10 @@ def test_ctrl_c_keeps_the_best_potential_and_can_be_resumed(data, tmp_path):
         if run.step == 8:
             os.kill(os.getpid(), signal.SIGINT)
 
-    train(config(data, tmp_path / "whole"), quiet=True)
+    nequip = {"name": "nequip", "cutoff": 4.0, "irreps_hidden": "8x0e+4x1o", "radial_mlp": [8]}
+    train(config(data, tmp_path / "whole") | {"model": nequip}, quiet=True)
     handler = signal.getsignal(signal.SIGINT)
-    settings = config(data, tmp_path / "stopped")
+    settings = config(data, tmp_path / "stopped") | {"model": nequip}
     result = train(settings, quiet=True, after_step=interrupt)
     assert signal.getsignal(signal.SIGINT) is handler
     assert result.stopped == "interrupted" and len(log(tmp_path / "stopped")) == 2
