@@ -19,6 +19,7 @@ _HOME = {
     "SchNet": "models.schnet",
     "TFN": "models.tfn",
     "NequIP": "models.nequip",
+    "MACE": "models.mace",
 }
 __all__ = ["__version__", *_HOME]
 

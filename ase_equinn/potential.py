@@ -31,6 +31,8 @@ ARCHITECTURES = {
     "schnet": ("ase_equinn.models.schnet", "SchNet"),
     "tfn": ("ase_equinn.models.tfn", "TFN"),
     "nequip": ("ase_equinn.models.nequip", "NequIP"),
+    "mace": ("ase_equinn.models.mace", "MACE"),
+    "zbl": ("ase_equinn.terms.zbl", "ZBL"),
 }
 
 
@@ -282,8 +284,9 @@ def _per_species(name: str, energies: dict[int, float], species: tuple[int, ...]
 
 
 def _floating(models: list[nn.Module]) -> tuple[torch.dtype, torch.device]:
-    """The floating dtype and the device that the models' weights agree on."""
+    """The floating dtype and the device that the models' weights agree on; without weights, their buffers."""
     weights = [weight for model in models for weight in model.parameters() if weight.is_floating_point()]
+    weights = weights or [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
     dtypes = {weight.dtype for weight in weights} or {torch.get_default_dtype()}
     devices = {weight.device for weight in weights} or {torch.device("cpu")}
     if len(dtypes) > 1 or len(devices) > 1:

@@ -30,20 +30,25 @@ class RadialTable(NamedTuple):
 
     values: (n_knots, 3, n): value, first derivative times spacing, second derivative times spacing^2.
     spacing: A.
+    first: None, or for every edge the row where its own table begins, (E,) int64: several tables stand one after the
+        other in `values`, each of `n_knots` rows.
     """
 
     values: Tensor
     spacing: float
+    first: Tensor | None = None
+    n_knots: int | None = None
 
     def __call__(self, lengths: Tensor) -> Tensor:
         """The functions at distances (E,) within the knots: (E, n), twice differentiable in distances and values."""
-        n_knots = self.values.shape[0]
+        n_knots = self.values.shape[0] if self.first is None else self.n_knots
         scaled = lengths / self.spacing
         knot = scaled.detach().floor().clamp(0, n_knots - 2)
         t = scaled - knot
         hermite = torch.from_numpy(HERMITE).to(t)
         powers = torch.stack([torch.ones_like(t), t, t**2, t**3, t**4, t**5])
         basis = (hermite @ powers).T  # (E, 6)
-        rows = 3 * knot.long()[:, None] + torch.arange(6, device=t.device)
+        whole = knot.long() if self.first is None else knot.long() + self.first
+        rows = 3 * whole[:, None] + torch.arange(6, device=t.device)
         gathered = self.values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
         return torch.bmm(basis[:, None], gathered)[:, 0]
