@@ -25,7 +25,7 @@ from ase_equinn.backend import BACKENDS, use_backend
 from ase_equinn.calculator_arguments import atom_indices, find_device, load_models, one_of
 from ase_equinn.calculator_results import STD, check_finite, evaluate, merge
 from ase_equinn.derivatives import hessian
-from ase_equinn.graph import Graph, check_atoms, check_coincident, edge_vectors, from_atoms
+from ase_equinn.graph import Graph, check_atoms, check_coincident, graph_and_vectors
 from ase_equinn.neighbors import BACKENDS as NEIGHBORS
 from ase_equinn.neighbors import NeighborList
 from ase_equinn.potential import Potential
@@ -198,10 +198,10 @@ class EquiCalculator(Calculator):
             )
         self.reset()
         with _own_modes(self._device):
-            graphs, positions = self._graphs(atoms)
+            graphs, vectors, positions = self._graphs(atoms)
             listed = perf_counter()
             gradient = not WITHOUT_GRADIENT.issuperset(properties)
-            results = merge([evaluate(p, graphs, positions, gradient) for p in self._potentials])
+            results = merge([evaluate(p, graphs, vectors, positions, gradient) for p in self._potentials])
         evaluated = perf_counter()
         check_finite(results, atoms)
         self.atoms, self.results = atoms.copy(), results
@@ -225,7 +225,7 @@ class EquiCalculator(Calculator):
         indices = atom_indices(indices, len(atoms))
         columns = (3 * indices[:, None] + np.arange(3)).ravel()
         with _own_modes(self._device):
-            graphs, positions = self._graphs(atoms)
+            graphs, _, positions = self._graphs(atoms)
             rows = [
                 hessian(p, tuple(graphs[c] for c in p.cutoffs), positions, indices=indices.tolist()).cpu().numpy()
                 for p in self._potentials
@@ -242,8 +242,7 @@ class EquiCalculator(Calculator):
         """
         atoms = self._atoms(atoms)
         with _own_modes(self._device):
-            graphs, positions = self._graphs(atoms)
-            vectors = {c: edge_vectors(graph, positions) for c, graph in graphs.items()}
+            graphs, vectors, _ = self._graphs(atoms)
             found = [
                 p.descriptors(tuple(graphs[c] for c in p.cutoffs), tuple(vectors[c].to(p.dtype) for c in p.cutoffs))
                 for p in self._potentials
@@ -258,14 +257,15 @@ class EquiCalculator(Calculator):
             raise CalculatorSetupError("EquiCalculator has no atoms yet: pass them, or set atoms.calc = calc")
         return atoms
 
-    def _graphs(self, atoms: Atoms) -> tuple[dict[float, Graph], torch.Tensor]:
-        """The checked graph for each cutoff, and the positions, on the calculator's device."""
+    def _graphs(self, atoms: Atoms) -> tuple[dict[float, Graph], dict[float, torch.Tensor], torch.Tensor]:
+        """The checked graph for each cutoff, its edge vectors, and the positions, on the calculator's device."""
         check_atoms(atoms, self._species)
-        graphs = {c: from_atoms(atoms, c, neighbors=kept, device=self._device) for c, kept in self._lists.items()}
+        graphs, vectors = {}, {}
+        for cutoff, kept in self._lists.items():
+            graphs[cutoff], vectors[cutoff] = graph_and_vectors(atoms, cutoff, neighbors=kept, device=self._device)
+        check_coincident(graphs[min(graphs)], vectors[min(graphs)])
         positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64)).to(self._device)
-        smallest = graphs[min(graphs)]
-        check_coincident(smallest, edge_vectors(smallest, positions))
-        return graphs, positions
+        return graphs, vectors, positions
 
 
 def _same(a, b) -> bool:

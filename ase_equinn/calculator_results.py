@@ -16,20 +16,28 @@ STD = {"energy": "energy_std", "forces": "forces_std", "stress": "stress_std"}  
 PER_ATOM = ("energies", "forces", "stresses", "forces_std", "descriptors")
 
 
-def evaluate(potential: Potential, graphs: dict[float, Graph], positions: torch.Tensor, gradient: bool) -> dict:
+def evaluate(
+    potential: Potential,
+    graphs: dict[float, Graph],
+    vectors: dict[float, torch.Tensor],
+    positions: torch.Tensor,
+    gradient: bool,
+) -> dict:
     """Energies, and with `gradient` forces and (if fully periodic) stresses, in ASE's names, units and order.
 
     Args:
         graphs: one for each of the potential's cutoffs, possibly more.
+        vectors: their edge vectors, (E, 3) float64, A.
         positions: (n, 3) float64, A, on the potential's device.
     """
     own = tuple(graphs[cutoff] for cutoff in potential.cutoffs)
+    known = tuple(vectors[cutoff] for cutoff in potential.cutoffs)
     if not gradient:
-        return _energies(energy_only(potential, own, positions))
-    found = derivatives(potential, own, positions)
+        return _energies(energy_only(potential, own, positions, vectors=known))
+    found = derivatives(potential, own, positions, vectors=known)
     results = _energies(found.node_energy) | {"forces": found.forces.cpu().numpy()}
     if own[0].pbc.all():
-        volume = torch.linalg.det(own[0].cell[0]).abs()
+        volume = abs(np.linalg.det(own[0].cell[0].cpu().numpy()))
         results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0].cpu().numpy())
         results["stresses"] = full_3x3_to_voigt_6_stress((found.node_virial / volume).cpu().numpy())
     return results
@@ -59,7 +67,8 @@ def check_finite(results: dict, atoms: Atoms) -> None:
     """
     for name in sorted(results, key=lambda name: name not in PER_ATOM):
         values = np.asarray(results[name])
+        if np.isfinite(values).all():
+            continue
         bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            atom = f" of atom {bad[0][0]} ({atoms.symbols[bad[0][0]]})" if name in PER_ATOM else ""
-            raise CalculationFailed(f"the potential gives {name}{atom} = {values[tuple(bad[0])]} for {atoms.symbols}")
+        atom = f" of atom {bad[0][0]} ({atoms.symbols[bad[0][0]]})" if name in PER_ATOM else ""
+        raise CalculationFailed(f"the potential gives {name}{atom} = {values[tuple(bad[0])]} for {atoms.symbols}")

@@ -32,7 +32,12 @@ class Derivatives(NamedTuple):
 
 
 def derivatives(
-    potential: Potential, graphs: tuple[Graph, ...], positions: Tensor, *, training: bool = False
+    potential: Potential,
+    graphs: tuple[Graph, ...],
+    positions: Tensor,
+    *,
+    training: bool = False,
+    vectors: tuple[Tensor, ...] | None = None,
 ) -> Derivatives:
     """Energy, forces, stress and virials of every structure in a batch.
 
@@ -42,24 +47,28 @@ def derivatives(
         positions: (n, 3), A, float64.
         training: keep the autograd graph, so that a loss of the results can be differentiated by the weights. Otherwise
             the results are detached.
+        vectors: the graphs' edge vectors, (E, 3) float64, where they are known already; None: from the positions.
 
     Returns:
         Derivatives; see the fields. No atoms, no edges and an energy that ignores the positions are ordinary input.
     """
     with torch.inference_mode(False), torch.enable_grad():
         graphs, positions = _ordinary(graphs, positions)
-        exact, leaves = _vectors(potential, graphs, positions)
+        exact, leaves = _vectors(potential, graphs, positions, vectors)
         node_energy = potential.node_energy(graphs, leaves)
         gradients = _gradients(node_energy, leaves, training)
         with torch.set_grad_enabled(training):
             return _collect(graphs, exact, node_energy if training else node_energy.detach(), gradients)
 
 
-def energy_only(potential: Potential, graphs: tuple[Graph, ...], positions: Tensor) -> Tensor:
+def energy_only(
+    potential: Potential, graphs: tuple[Graph, ...], positions: Tensor, *, vectors: tuple[Tensor, ...] | None = None
+) -> Tensor:
     """Energy of each atom, (n,) eV float64, without any gradient; arguments as in `derivatives`."""
     with torch.no_grad():
-        vectors = tuple(edge_vectors(graph, positions).to(potential.dtype) for graph in graphs)
-        return potential.node_energy(graphs, vectors)
+        if vectors is None:
+            vectors = tuple(edge_vectors(graph, positions) for graph in graphs)
+        return potential.node_energy(graphs, tuple(v.to(potential.dtype) for v in vectors))
 
 
 def hessian(
@@ -111,9 +120,10 @@ def _ordinary(graphs: tuple[Graph, ...], positions: Tensor):
     return graphs, positions
 
 
-def _vectors(potential: Potential, graphs: tuple[Graph, ...], positions: Tensor):
+def _vectors(potential: Potential, graphs: tuple[Graph, ...], positions: Tensor, exact=None):
     """Edge vectors of each graph in float64, and the leaves that the energy is differentiated by."""
-    exact = tuple(edge_vectors(graph, positions.detach()) for graph in graphs)
+    if exact is None or any(vectors.is_inference() for vectors in exact):
+        exact = tuple(edge_vectors(graph, positions.detach()) for graph in graphs)
     return exact, tuple(vectors.detach().to(potential.dtype, copy=True).requires_grad_() for vectors in exact)
 
 

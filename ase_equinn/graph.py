@@ -51,6 +51,13 @@ def from_atoms(
         TypeError: for anything but ase.Atoms.
         ValueError: see `NeighborList`; and for a NeighborList of another cutoff.
     """
+    return graph_and_vectors(atoms, cutoff, neighbors=neighbors, device=device)[0]
+
+
+def graph_and_vectors(
+    atoms: Atoms, cutoff: float, *, neighbors: str | NeighborList = "vesin", device: str | torch.device = "cpu"
+) -> tuple[Graph, torch.Tensor]:
+    """`from_atoms` with the vectors (E, 3) that `edge_vectors` gives, to the bit: the search has them already."""
     _check_type(atoms)
     if isinstance(neighbors, str):
         neighbors = NeighborList(cutoff, backend=neighbors)
@@ -59,7 +66,7 @@ def from_atoms(
     cell, pbc = np.array(atoms.cell, dtype=np.float64), np.array(atoms.pbc, dtype=bool)
     positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64)).to(device)
     pairs = neighbors.update(positions, cell, pbc)
-    return Graph(
+    graph = Graph(
         numbers=torch.from_numpy(np.array(atoms.numbers, dtype=np.int64)).to(device),
         cell=torch.from_numpy(cell[None]).to(device),
         pbc=torch.from_numpy(pbc[None]).to(device),
@@ -69,6 +76,7 @@ def from_atoms(
         batch=torch.zeros(len(atoms), dtype=torch.int64, device=device),
         n_graphs=1,
     )
+    return graph, pairs.vectors
 
 
 def collate(graphs: Sequence[Graph]) -> Graph:
@@ -137,9 +145,9 @@ def check_atoms(atoms: Atoms, species: Sequence[int] | None = None) -> None:
         atom = int(np.flatnonzero(~np.isfinite(positions).all(1))[0])
         raise ValueError(f"the position of atom {atom} is not finite: {positions[atom].tolist()}")
     complete_cell(atoms.cell.array, atoms.pbc)
-    supported = np.arange(1, 119) if species is None else np.asarray(species)
-    unknown = np.flatnonzero(~np.isin(numbers, supported))
-    if len(unknown):
+    supported = range(1, 119) if species is None else species
+    if not set(numbers.tolist()) <= set(supported):
+        unknown = np.flatnonzero(~np.isin(numbers, supported))
         from ase.data import chemical_symbols
 
         number = int(numbers[unknown[0]])

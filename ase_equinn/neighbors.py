@@ -25,6 +25,7 @@ class Pairs(NamedTuple):
     edge_index: torch.Tensor  # (2, E) int64: centre, neighbour
     shift: torch.Tensor  # (E, 3) int32: S
     row_ptr: torch.Tensor  # (n + 1,) int64
+    vectors: torch.Tensor  # (E, 3) float64, A: r_ij by which the pair was judged
 
 
 class _Built(NamedTuple):
@@ -86,12 +87,14 @@ class NeighborList:
             self._built = self._build(positions, cell, pbc)
             self.n_builds += 1
         built = self._built
-        x, y, z = pair_components(positions, built.edge_index, built.counts, cell.tolist())
+        components = torch.stack(pair_components(positions, built.edge_index, built.counts, cell.tolist()))
+        x, y, z = components
         keep = (x * x + y * y + z * z < self.cutoff**2).nonzero()[:, 0]
         i = built.edge_index[0].index_select(0, keep)
         edge_index = torch.stack([i, built.edge_index[1].index_select(0, keep)])
         row_ptr = torch.searchsorted(i, torch.arange(len(positions) + 1, device=i.device))
-        return Pairs(edge_index, built.shift.index_select(0, keep), row_ptr)
+        vectors = components.index_select(1, keep).T.contiguous()
+        return Pairs(edge_index, built.shift.index_select(0, keep), row_ptr, vectors)
 
     def _is_valid(self, positions: torch.Tensor, cell: np.ndarray, pbc: np.ndarray) -> bool:
         """Whether the bound of the class docstring holds. False for input that `_build` will refuse."""
@@ -146,7 +149,8 @@ def neighbor_list(positions, cell, pbc, cutoff: float, *, backend: str = "vesin"
         cutoff: A; may exceed the cell. Atoms at the same place are a pair with d = 0.
         backend: "vesin" or "torch_cluster".
     Returns:
-        Pairs: edge_index (2, E) int64, shift S (E, 3) int32, row_ptr (n + 1,) int64, on the device of the positions.
+        Pairs: edge_index (2, E) int64, shift S (E, 3) int32, row_ptr (n + 1,) int64, vectors (E, 3) float64, on the device
+        of the positions.
     Raises:
         ValueError: see NeighborList.
     """

@@ -36,6 +36,11 @@ def tanh(x: Tensor) -> Tensor:
     return torch.tanh(x) * _TANH
 
 
+def parameters(weights: nn.ParameterList) -> list[nn.Parameter]:
+    """The list's parameters: iterating over it takes microseconds for each, which small systems feel."""
+    return list(weights._parameters.values())
+
+
 class SpeciesIndex(nn.Module):
     """Maps atomic numbers to 0..n_species-1, in ascending order of the number; an unknown one gives -1.
 
@@ -86,21 +91,43 @@ class Linear(nn.Module):
             for source, (mul, _, _) in zip(self.source, self.irreps_out)
             if source is not None
         )
+        self._kept: tuple[tuple, list[Tensor]] | None = None
 
-    def forward(self, x: Sequence[Tensor], species: Tensor | None = None) -> list[Tensor]:
-        """x per term of irreps_in -> list per term of irreps_out; ``species`` (n,) indices if n_species was given."""
-        weights, out = iter(self.weights), []
+    def forward(self, x: Sequence[Tensor], species: Tensor | None = None, scale: float = 1.0) -> list[Tensor]:
+        """x per term of irreps_in -> list per term of irreps_out, times ``scale``.
+
+        ``species`` (n,): indices, if n_species was given.
+        """
+        weights, out = iter(self._scaled(scale)), []
         rows = self._rows_of_species(species)
         for source, (mul, l, _) in zip(self.source, self.irreps_out):
             if source is None:
                 out.append(x[0].new_zeros(x[0].shape[0], 2 * l + 1, mul))
                 continue
-            weight = next(weights) / self.irreps_in[source].mul ** 0.5
+            weight = next(weights)
             if rows is None:
-                out.append(x[source] @ (weight if self.n_species is None else weight[0]))
+                out.append(x[source] @ weight)
             else:
                 out.append(self._by_species(x[source], weight, rows))
         return out
+
+    def _scaled(self, scale: float) -> list[Tensor]:
+        """The matrices as they are applied; kept while the weights are frozen."""
+        weights = parameters(self.weights)
+        if any(weight.requires_grad for weight in weights):
+            return self._matrices(weights, scale)
+        key = (scale, *((weight.data_ptr(), weight._version, weight.dtype) for weight in weights))
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._matrices(weights, scale)
+        return self._kept[1]
+
+    def _matrices(self, weights: list[Tensor], scale: float) -> list[Tensor]:
+        if self.n_species == 1:
+            weights = [weight[0] for weight in weights]
+        return [weight * (scale / weight.shape[-2] ** 0.5) for weight in weights]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None}
 
     def _rows_of_species(self, species: Tensor | None) -> list[Tensor] | None:
         if self.n_species is None or self.n_species == 1:
@@ -191,7 +218,7 @@ class RadialNetwork(nn.Module):
 
     def table(self) -> RadialTable:
         """The function as `conv` wants it, see `Tabulator`."""
-        return self.tabulate(self._taylor, [*self.weights])
+        return self.tabulate(self._taylor, parameters(self.weights))
 
     def _taylor(self, x: Taylor) -> Taylor:
         *hidden, last = self._scaled()
@@ -200,4 +227,4 @@ class RadialNetwork(nn.Module):
         return taylor_linear(x, last)
 
     def _scaled(self) -> list[Tensor]:
-        return [weight / weight.shape[0] ** 0.5 for weight in self.weights]
+        return [weight / weight.shape[0] ** 0.5 for weight in parameters(self.weights)]

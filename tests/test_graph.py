@@ -6,7 +6,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
-from ase_equinn.graph import check_atoms, check_coincident, collate, edge_vectors, from_atoms
+from ase_equinn.graph import check_atoms, check_coincident, collate, edge_vectors, from_atoms, graph_and_vectors
 from ase_equinn.neighbors import NeighborList
 
 CUTOFF = 4.0
@@ -232,3 +232,17 @@ def test_positions_of_another_shape_or_precision(positions):
     graph = from_atoms(Atoms("H2", [[0, 0, 0], [0, 0, 0.7]]), CUTOFF)
     with pytest.raises(ValueError, match=r"must be torch.float64 of shape \(2, 3\), got torch.float"):
         edge_vectors(graph, positions)
+
+
+@pytest.mark.parametrize("skin", [0.0, 0.7])
+def test_the_search_gives_the_vectors_to_the_bit(skin):
+    """With a skin the list was built at other positions; the numbers must be those of `edge_vectors` all the same."""
+    rng = np.random.default_rng(0)
+    atoms = bulk("NaCl", "rocksalt", a=5.6).repeat((2, 1, 1))
+    atoms.set_cell(atoms.cell.array + rng.normal(scale=0.1, size=(3, 3)), scale_atoms=True)
+    kept = NeighborList(4.0, skin=skin)
+    for _ in range(3):
+        atoms.positions += rng.normal(scale=0.03, size=(len(atoms), 3))
+        graph, vectors = graph_and_vectors(atoms, 4.0, neighbors=kept)
+        assert len(vectors) and torch.equal(vectors, edge_vectors(graph, torch.from_numpy(atoms.positions)))
+    assert kept.n_builds == (1 if skin else 3)

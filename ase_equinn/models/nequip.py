@@ -18,7 +18,10 @@ from ..radial import BASES, polynomial_envelope
 
 
 class Interaction(nn.Module):
-    """One layer: x_i' = Gate( Linear(conv(Linear(x)))/sqrt(n) + SelfConnection_species(x_i) )."""
+    """One layer: x_i' = Gate( Linear(conv(Linear(x)))/sqrt(n) + SelfConnection_species(x_i) ).
+
+    The two maps of x alone are `linear_in` and `self_connection`; `forward` does the rest.
+    """
 
     def __init__(self, irreps_in: Irreps, irreps_out: Irreps, lmax: int, radial, n_species: int, avg_num_neighbors: float):
         super().__init__()
@@ -33,10 +36,11 @@ class Interaction(nn.Module):
         self.irreps_out, self.avg_num_neighbors = self.gate.irreps_out, avg_num_neighbors
         self.backend = "auto"
 
-    def forward(self, x: list[Tensor], lengths: Tensor, sh: Tensor, graph: Graph, species: Tensor) -> list[Tensor]:
-        messages = conv(self.paths, self.linear_in(x), lengths, sh, self.radial.table(), graph, self.backend)
-        update = self.linear_out([block / self.avg_num_neighbors**0.5 for block in messages])
-        own = {term[1:]: b for term, b in zip(self.self_connection.irreps_out, self.self_connection(x, species))}
+    def forward(self, sent: list[Tensor], own: list[Tensor], lengths: Tensor, sh: Tensor, graph: Graph) -> list[Tensor]:
+        """sent = linear_in(x), own = self_connection(x, species)."""
+        messages = conv(self.paths, sent, lengths, sh, self.radial.table(), graph, self.backend)
+        update = self.linear_out(messages, scale=self.avg_num_neighbors**-0.5)
+        own = {term[1:]: block for term, block in zip(self.self_connection.irreps_out, own)}
         return self.gate([b + own[term[1:]] if term[1:] in own else b for term, b in zip(self.gate.irreps_in, update)])
 
 
@@ -109,10 +113,13 @@ class NequIP(nn.Module):
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features (n_atoms, n_channels) before the readout."""
         species = self.index(graph.numbers)
-        x = [self.embedding.index_select(0, species)[:, None]]
         lengths, sh = vectors.norm(dim=1), spherical_harmonics(self.lmax, vectors)
-        for layer in self.layers:
-            x = layer(x, lengths, sh, graph, species)
+        x, elements = [self.embedding[:, None]], torch.arange(len(self.species), device=species.device)
+        for k, layer in enumerate(self.layers):
+            sent, own = layer.linear_in(x), layer.self_connection(x, species if k else elements)
+            if k == 0:  # atoms of an element still are alike: one row each, until here
+                sent, own = ([block.index_select(0, species) for block in blocks] for blocks in (sent, own))
+            x = layer(sent, own, lengths, sh, graph)
         return x[0][:, 0]
 
 
