@@ -41,7 +41,7 @@ def test_absurd_sizes_are_refused_before_they_take_memory(tmp_path, model_class,
     assert time.process_time() - start < 30
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name, (module, _) in ARCHITECTURES.items() if ".models." in module])
 def test_default_models_are_far_from_the_limit(tmp_path, name):
     """Sizes of real potentials pass: the largest published ones have 128 to 512 channels."""
     model_class = getattr(__import__(ARCHITECTURES[name][0], fromlist=["x"]), ARCHITECTURES[name][1])

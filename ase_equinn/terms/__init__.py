@@ -1,0 +1,1 @@
+"""Classical terms with the contract of a model: `Potential([model, term])` adds them."""
