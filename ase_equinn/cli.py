@@ -33,6 +33,8 @@ EPILOG = """
 
 `equinn check my_potential structure.xyz` tests forces, stress, symmetries and drift
 
+`equinn bench silicon --sizes 64,512 --plot bench.png` measures what a step costs on this machine
+
 `equinn plot harmonics --lmax 3` draws the spherical harmonics
 
 **Conventions**
@@ -333,6 +335,42 @@ def check(
         write_atomic(json_file, (json.dumps(as_dict(results), indent=2) + "\n").encode())
     if not all(result.passed for result in results):
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=MAKE)
+def bench(
+    potential: PotentialName,
+    structure: Annotated[
+        Path | None, typer.Argument(metavar="STRUCTURE", help="Repeated to each size. Default: a crystal.")
+    ] = None,
+    sizes: Annotated[str, typer.Option(help="Numbers of atoms.")] = "8,64,216,1000",
+    seconds: Annotated[float, typer.Option(help="Measured for each size.")] = 2.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot over the sizes.", show_default=False)] = None,
+    backend: Annotated[str, typer.Option(help="Of the operators: auto, llvm, reference.")] = "auto",
+    device: Device = "auto",
+    dtype: Precision = DType.float32,
+):
+    """Measure what an MD step costs on this machine, by the number of atoms, and where the time goes.
+
+    `equinn bench silicon --sizes 64,512 --plot bench.png`
+    """
+    from .bench import as_dict, bench_table, plot_bench
+    from .bench import bench as run
+    from .plot import save_figure
+    from .potential_file import write_atomic
+
+    counts = show.integers("--sizes", sizes)
+    with show.named_bar("bench") as progress:
+        found = run(
+            potential, structure, sizes=counts, device=device, dtype=dtype.value, backend=backend, seconds=seconds,
+            progress=progress,
+        )  # fmt: skip
+    show.out().print(bench_table(found))
+    if json_file:
+        write_atomic(json_file, (json.dumps(as_dict(found), indent=2) + "\n").encode())
+    if plot:
+        save_figure(plot_bench(found), plot)
 
 
 @app.command(rich_help_panel=LOOK)

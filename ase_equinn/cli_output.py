@@ -54,6 +54,14 @@ def existing(resume: bool, overwrite: bool) -> str:
     return "resume" if resume else "overwrite" if overwrite else "refuse"
 
 
+def integers(option: str, text: str) -> list[int]:
+    """The numbers of a comma-separated list."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} must be whole numbers with commas between them, got {text!r}") from None
+
+
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable], note: str | None = None) -> None:
     """Numbers right, words left; None is a dash."""
     grid = Table()

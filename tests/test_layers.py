@@ -18,7 +18,7 @@ LAYERS = {
     "potential": 3, "derivatives": 3, "backend": 3, "reference": 3,
     "calculator": 4, "data": 4, "metrics": 4, "evaluate": 4, "mace": 4,
     "engines": 5, "engines.": 5, "plot": 5, "check": 5, "demo": 5, "elastic": 5, "ase_plugin": 5, "train": 5,
-    "dynamics": 5, "relax": 5, "md": 5, "runfiles": 5,
+    "bench": 5, "dynamics": 5, "relax": 5, "md": 5, "runfiles": 5,
     "cli": 5,
     "": 0,  # __init__ holds the version and names that are imported on first use
 }  # fmt: skip
