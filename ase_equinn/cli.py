@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 import ase_equinn
 
 from . import cli_output as show
+from .cli_import import import_app
 from .cli_plot import plot_app
 
 RUN, MAKE, LOOK = "Run a potential", "Make and judge a potential", "Look at what it is made of"
@@ -32,6 +33,8 @@ EPILOG = """
 `equinn eval my_potential test.xyz --json errors.json --plot parity.png`
 
 `equinn check my_potential structure.xyz` tests forces, stress, symmetries and drift
+
+`equinn import mace my_mace.model -o my_potential` turns a trained MACE model into a potential
 
 `equinn bench silicon --sizes 64,512 --plot bench.png` measures what a step costs on this machine
 
@@ -70,6 +73,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(import_app, name="import", rich_help_panel=MAKE)
 app.add_typer(plot_app, name="plot", rich_help_panel=LOOK)
 
 
