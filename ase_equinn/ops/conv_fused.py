@@ -52,13 +52,14 @@ class _Job:
             pointers = [self.row_ptr.data_ptr(), self.neighbour.data_ptr(), scratch.data_ptr(), *shared, *own]
             kernel(*pointers, *self.ranges[k], *self.constants)
 
-        waiting = [_pool(len(self.ranges)).submit(work, k) for k in range(1, len(self.ranges))]
+        waiting = [thread_pool(len(self.ranges)).submit(work, k) for k in range(1, len(self.ranges))]
         work(0)
         for future in waiting:
             future.result()
 
 
-def _pool(n_threads: int) -> ThreadPoolExecutor:
+def thread_pool(n_threads: int) -> ThreadPoolExecutor:
+    """The threads beside the caller's own, kept for the process; kernels run without Python's lock."""
     key = (os.getpid(), n_threads)  # a fork inherits the object but not its threads
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="ase_equinn")
