@@ -95,15 +95,23 @@ def test_first_and_second_derivatives(case, backend):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_generated_kernels_equal_the_reference_to_second_order(case, monkeypatch):
+def several_tables(table, n_edges):
+    """Three tables one after the other; which one an edge has is random."""
+    values = torch.cat([table.values, 2 * table.values.flip(0), table.values.roll(1, 0)])
+    n_knots = len(table.values)
+    return RadialTable(values, table.spacing, n_knots * torch.randint(0, 3, (n_edges,)), n_knots)
+
+
+@pytest.mark.parametrize("case, tables", [*((case, False) for case in CASES), ("different multiplicities", True)])
+def test_generated_kernels_equal_the_reference_to_second_order(case, tables, monkeypatch):
     """Every input's gradient, and gradients of those gradients along random directions; blocks of edges and two threads."""
     monkeypatch.setattr(conv_fused, "_MIN_EDGES", 50)
     paths, x, vectors, table, graph = setup(case, n_atoms=7, n_edges=260)  # more edges per centre than a block holds
+    table = several_tables(table, 260) if tables else table
     found = {}
     for backend in BACKENDS:
         inputs = [t.clone().requires_grad_() for t in (vectors, table.values, *x)]
-        radial = RadialTable(inputs[1], table.spacing)
+        radial = table._replace(values=inputs[1])
         out = evaluate(paths, inputs[2:], inputs[0], radial, graph, backend)
         torch.manual_seed(1)
         g = [torch.randn_like(block).requires_grad_() for block in out]
@@ -148,6 +156,23 @@ def test_the_same_input_gives_the_same_bits(monkeypatch):
         results.append([*out, *torch.autograd.grad(sum(block.sum() for block in out), [vectors, *x])])
     for again in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], again))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tables_of_edges_are_sums_over_the_edges_of_each(backend):
+    """Several tables in one call give what each gives for its own edges, added up."""
+    paths, x, vectors, table, graph = setup("first layer")
+    tables = several_tables(table, len(vectors))
+    n_knots, expected = tables.n_knots, 0.0
+    for k in range(3):
+        own = tables.first == k * n_knots
+        counts = torch.tensor([own[a:b].sum() for a, b in zip(graph.row_ptr, graph.row_ptr[1:])])
+        row_ptr = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        part = graph._replace(edge_index=graph.edge_index[:, own], shift=graph.shift[own], row_ptr=row_ptr)
+        single = RadialTable(tables.values[k * n_knots : (k + 1) * n_knots], table.spacing)
+        expected = expected + to_e3nn(evaluate(paths, x, vectors[own], single, part, "reference"))
+    found = to_e3nn(evaluate(paths, x, vectors, tables, graph, backend))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_path_table():

@@ -48,8 +48,8 @@ def conv(
         Per term of ``paths.irreps_out`` a tensor (n_atoms, 2l+1, mul); zero for an atom without neighbours. Twice
         differentiable in x, lengths, sh and the table's values.
     """
-    if chosen_backend(backend, lengths.device) == "llvm" and isinstance(radial, RadialTable) and radial.first is None:
-        return fused(paths, x, lengths, sh.T, radial.values, radial.spacing, graph)
+    if chosen_backend(backend, lengths.device) == "llvm" and isinstance(radial, RadialTable):
+        return fused(paths, x, lengths, sh.T, radial, graph)
     return reference(paths, x, lengths, sh, radial, graph)
 
 

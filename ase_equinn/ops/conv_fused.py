@@ -15,6 +15,7 @@ from ..graph import Graph
 from .conv_kernels import ConvKernel, Variant
 from .jit import compile_function, vector_bytes
 from .paths import ConvPaths
+from .radial_table import RadialTable
 
 _MIN_EDGES = 500  # per thread: less is not worth waking one
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
@@ -24,11 +25,13 @@ _kernels: dict[tuple, tuple] = {}
 class _Job:
     """One convolution on one graph: kernels, thread ranges and scratch."""
 
-    def __init__(self, paths: ConvPaths, graph: Graph, spacing: float, n_knots: int, dtype: torch.dtype):
-        self.paths, self.bits = paths, 64 if dtype == torch.float64 else 32
+    def __init__(self, paths: ConvPaths, graph: Graph, table: RadialTable):
+        self.paths, self.bits = paths, 64 if table.values.dtype == torch.float64 else 32
+        n_knots = table.values.shape[0] if table.first is None else table.n_knots
+        self.first = None if table.first is None else table.first.contiguous()
         self.row_ptr, self.neighbour = graph.row_ptr.contiguous(), graph.edge_index[1].contiguous()
         self.n_atoms, self.n_edges = len(graph.numbers), graph.edge_index.shape[1]
-        self.constants = [self.n_edges, n_knots - 1, struct.unpack("<q", struct.pack("<d", 1.0 / spacing))[0]]
+        self.constants = [self.n_edges, n_knots - 1, struct.unpack("<q", struct.pack("<d", 1.0 / table.spacing))[0]]
         self.ranges = self._ranges()
 
     def _ranges(self) -> list[tuple[int, int]]:
@@ -42,6 +45,7 @@ class _Job:
 
     def run(self, variant: Variant, arguments: list[Tensor], private: Sequence[list[Tensor]] = ((),)) -> None:
         """Runs a kernel; thread k gets `arguments` followed by ``private[k]``."""
+        variant = variant._replace(tables=self.first is not None)
         kernel, scratch_size = kernel_of(self.paths, variant, self.bits)
         dtype = torch.float64 if self.bits == 64 else torch.float32
         shared = [tensor.data_ptr() for tensor in arguments]
@@ -50,6 +54,8 @@ class _Job:
             scratch = torch.empty(scratch_size, dtype=dtype)
             own = [tensor.data_ptr() for tensor in private[k % len(private)]]
             pointers = [self.row_ptr.data_ptr(), self.neighbour.data_ptr(), scratch.data_ptr(), *shared, *own]
+            if self.first is not None:
+                pointers.append(self.first.data_ptr())
             kernel(*pointers, *self.ranges[k], *self.constants)
 
         waiting = [thread_pool(len(self.ranges)).submit(work, k) for k in range(1, len(self.ranges))]
@@ -76,10 +82,10 @@ def kernel_of(paths: ConvPaths, variant: Variant, bits: int):
     return _kernels[key]
 
 
-def fused(paths: ConvPaths, x: Sequence[Tensor], lengths: Tensor, sh: Tensor, values: Tensor, spacing: float, graph: Graph):
-    """`conv` by generated kernels; sh is (n_sh, E), values the radial table's."""
-    job = _Job(paths, graph, spacing, values.shape[0], values.dtype)
-    tensors = [tensor.contiguous() for tensor in (lengths, sh, values, *x)]
+def fused(paths: ConvPaths, x: Sequence[Tensor], lengths: Tensor, sh: Tensor, table: RadialTable, graph: Graph):
+    """`conv` by generated kernels; sh is (n_sh, E)."""
+    job = _Job(paths, graph, table)
+    tensors = [tensor.contiguous() for tensor in (lengths, sh, table.values, *x)]
     return list(_Convolution.apply(job, *tensors))
 
 

@@ -61,10 +61,11 @@ class Variant(NamedTuple):
     table_tangent: bool = False  # T has one as well
     x_gradient: bool = True
     table_gradient: bool = False
+    tables: bool = False  # every edge has a table of its own, which begins at a row of T
 
     @property
     def name(self) -> str:
-        flags = ("dual", "table_tangent", "x_gradient", "table_gradient")
+        flags = ("dual", "table_tangent", "x_gradient", "table_gradient", "tables")
         return "_".join(["backward" if self.backward else "forward", *(f for f in flags if getattr(self, f))])
 
 
@@ -73,8 +74,8 @@ class ConvKernel:
 
     Pointers, in this order: row_ptr, neighbour (int64); scratch; r (E,), Y (n_sh, E), T (knots, 3, n_weights), x...;
     if dual their tangents in the same order (T's only with table_tangent); forward: out...; backward: g..., dr, dY,
-    dT (with table_gradient), dx... (with x_gradient). Integers: first and last centre, E, knots - 1, and the bits of
-    1 / (knot distance) as float64.
+    dT (with table_gradient), dx... (with x_gradient); last the first rows of the edges' tables (int64, with tables).
+    Integers: first and last centre, E, knots of a table - 1, and the bits of 1 / (knot distance) as float64.
 
     dx and dT are added to, everything else is overwritten.
     """
@@ -91,6 +92,7 @@ class ConvKernel:
             counts |= {"g": n_out, "dr": 1, "dY": 1, "dT": int(variant.table_gradient), "dx": n_in * variant.x_gradient}
         else:
             counts |= {"out": n_out}
+        counts |= {"first": int(variant.tables)}
         self.n_pointers, self.n_integers = sum(counts.values()), 5
         self.e = Emitter(variant.name, self.n_pointers, self.n_integers, bits, lanes)
         pointers = iter(self.e.pointers)
@@ -156,6 +158,8 @@ class ConvKernel:
             knots = e.to_int(whole, width)
             for lane in range(width):
                 knot = e.b.extract_element(knots, e.int(lane)) if width > 1 else knots
+                if self.variant.tables:
+                    knot = e.add(knot, e.load_int(self.p["first"][0], e.add(edge, lane)))
                 e.store_int(knot, scratch, e.add(k, lane))
             rate = e.load(self.p["r'"][0], edge, width) if self.variant.dual else None
             for q, coefficients in enumerate(HERMITE):
