@@ -15,11 +15,15 @@ from .mace_file import read_torch_file
 from .mace_objects import Bag
 from .mace_weights import transfer
 from .models.mace import MACE
+from .nn_radial import Pairs
 from .potential import Potential
 from .potential_build import build_model
 from .terms.zbl import COULOMB, ZBL
 
 MAX_CORRELATION = 4
+KNOT_TOLERANCE = 1e-7
+MAX_KNOTS = 2048
+MAX_PAIRS = 5  # of an element with itself, whose radial functions are looked at
 
 
 def import_mace(path: str | os.PathLike, head: str | None = None) -> Potential:
@@ -56,10 +60,10 @@ def _potential(source, head: str | None, path: str | os.PathLike) -> Potential:
     numbers = tensor(source, "atomic_numbers").tolist()
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
     species = [numbers[k] for k in order]
-    n_elements = os.path.getsize(path) // 4
-    model = build_model("mace", MACE, _hyperparameters(source, species), n_elements).double()
+    hyperparameters, n_elements = _hyperparameters(source, species), os.path.getsize(path) // 4
+    model = build_model("mace", MACE, hyperparameters, n_elements).double()
     transfer(source, model, order, index)
-    terms = [model]
+    terms = [_with_enough_knots(model)]
     block = repulsion(source, species)
     if block is not None:
         terms.append(_zbl(block, species))
@@ -81,6 +85,36 @@ def _potential(source, head: str | None, path: str | os.PathLike) -> Potential:
             }
         },
     ).eval()
+
+
+def _with_enough_knots(model: MACE) -> MACE:
+    """The same model with tables of its radial functions so fine that their slopes are right to KNOT_TOLERANCE."""
+    while _slope_error(model) > KNOT_TOLERANCE and model.radial.n_knots < MAX_KNOTS:
+        options = {**model.hyperparameters["radial"], "n_knots": 2 * model.radial.n_knots}
+        weights = model.state_dict()
+        model = MACE(**{**model.hyperparameters, "radial": options}).double()
+        model.load_state_dict(weights)
+    return model
+
+
+@torch.no_grad()
+def _slope_error(model: MACE) -> float:
+    """The largest error of a slope in the tables, relative to the largest slope of its network, from 0.5 A to the cutoff.
+
+    Central differences with a step far below the distance of knots: 1e-11 of the slope is their round-off.
+    """
+    step, errors = 1e-5 * model.cutoff, [0.0]
+    lengths = torch.linspace(min(0.5, 0.1 * model.cutoff), model.cutoff - step, 2003, dtype=torch.float64)
+    both = torch.cat([lengths + step, lengths - step])
+    n_pairs = 1 if model.radial.transform is None else min(len(model.species), MAX_PAIRS)
+    for interaction in model.interactions:
+        for network in filter(None, (interaction.radial, interaction.density)):
+            for pair in ((k, k) for k in range(n_pairs)):
+                exact = network(both, pair)
+                error = network.table(Pairs((pair,), None))(both) - exact
+                largest, scale = ((x[:2003] - x[2003:]).abs().max().item() for x in (error, exact))
+                errors.append(largest / max(scale, 1e-300))
+    return max(errors)
 
 
 def _of_head(value: torch.Tensor, head: int) -> float:
