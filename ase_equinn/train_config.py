@@ -99,7 +99,7 @@ class ModelConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: Literal["nequip", "schnet", "tfn"] = "nequip"
+    name: Literal["nequip", "mace", "schnet", "tfn"] = "nequip"
     cutoff: Annotated[float, Field(gt=0)] = 5.0
 
 
@@ -117,7 +117,7 @@ class LossConfig(_Section):
     huber_delta: Annotated[float, Field(gt=0)] = 0.1
 
 
-LEARNING_RATES = {"nequip": 0.02, "tfn": 0.02, "schnet": 0.005}
+LEARNING_RATES = {"nequip": 0.02, "mace": 0.01, "tfn": 0.02, "schnet": 0.005}
 
 
 class TrainingConfig(_Section):
