@@ -9,6 +9,7 @@ below.
 from __future__ import annotations
 
 import pickletools
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,8 +96,6 @@ class Machine:
                 method(argument)
         raise ValueError("the pickle has no end")
 
-    # the stack
-
     def _mark(self, _):
         self.below.append(self.stack)
         self.stack = []
@@ -124,8 +123,6 @@ class Machine:
         self.stack.append(self.memo[index])
 
     _binget = _long_binget = _get
-
-    # containers
 
     def _list(self, _):
         items = self._pop_mark()  # before self.stack is looked at
@@ -284,6 +281,19 @@ def _make(function: Any, args: Any) -> Any:
         return {_key(key): value for key, value in args[0]}
     if function.name in ("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset"):
         return list(args[0]) if args and type(args[0]) is list else []
+    if function.name == "_codecs.encode" and len(args) == 2 and type(args[0]) is str and args[1] == "latin1":
+        return args[0].encode("latin1")  # how protocol 2 writes bytes
+    if function.name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"):
+        return _number(*args)
     if function.name == "torch.Size" and len(args) == 1 and type(args[0]) in (tuple, list):
         return tuple(args[0])
     return Bag(function.name, args)
+
+
+def _number(dtype: Any, data: Any) -> int | float:
+    """A scalar of numpy."""
+    name = dtype.args[0] if isinstance(dtype, Bag) and dtype.args else None
+    code = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i"}.get(name) if type(name) is str else None
+    if code is None or type(data) is not bytes:
+        raise ValueError("a scalar of numpy that is no number")
+    return struct.unpack(code, data)[0]

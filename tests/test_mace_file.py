@@ -11,6 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,11 +90,12 @@ def test_containers_and_tensors(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_protocols(tmp_path, protocol):
-    saved = {"a": [1, (2, 3)], "long": "x" * 300, "tensor": torch.arange(3)}
+    numbers = [np.float64(1.5), np.float32(-2.5), np.int64(7), np.int32(-8)]
+    saved = {"a": [1, (2, 3)], "long": "x" * 300, "tensor": torch.arange(3), "numpy": numbers, "bytes": b"a\xff"}
     torch.save(saved, tmp_path / "file.pt", pickle_protocol=protocol)
     loaded = read_torch_file(tmp_path / "file.pt")
     assert loaded.pop("tensor").tolist() == [0, 1, 2]
-    assert loaded == {"a": [1, (2, 3)], "long": "x" * 300}
+    assert loaded == {"a": [1, (2, 3)], "long": "x" * 300, "numpy": [1.5, -2.5, 7, -8], "bytes": b"a\xff"}
 
 
 # Malicious files. MARKER is a file that a payload makes when it runs; every one is shown to run under pickle.
@@ -238,6 +240,7 @@ def test_tensors_stay_inside_their_storage(tmp_path, change, message):
         (b"cos\nsystem\nI1\nR.", "arguments of a call are not a tuple"),
         (b"I1\nI2\n\x93.", "name of a class is not text"),
         (b"\x8a\xffabc.", "ValueError"),
+        (b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\ntRS'x'\ntR.", "scalar of numpy that is no number"),
     ],
 )
 def test_unsound_programs(tmp_path, program, message):
