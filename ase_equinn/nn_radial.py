@@ -1,4 +1,4 @@
-"""MACE's radial functions: a network behind a basis that may see a transformed distance, one table per pair of elements."""
+"""MACE's radial functions: a network behind a basis that sees a transformed distance, tables per pair of elements."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def find_pairs(options: RadialOptions, graph: Graph, species: Tensor) -> Pairs:
 
 
 class PairRadialNetwork(nn.Module):
-    """w(r) = envelope(r) MLP(basis(t(r))), or MLP(envelope(r) basis(t(r))): no biases, so w vanishes with the envelope.
+    """w(r) = envelope(r) MLP(basis(t(r))), or MLP(envelope(r) basis(t(r))): no biases, so w ends with the envelope.
 
     Args:
         options: see there.
@@ -95,7 +95,9 @@ class PairRadialNetwork(nn.Module):
     Source: Batatia et al., arXiv:2206.07697, eq. 8; weights scaled by 1/sqrt(fan in).
     """
 
-    def __init__(self, options: RadialOptions, cutoff: float, species: Sequence[int], n_out: int, density: bool = False):
+    def __init__(
+        self, options: RadialOptions, cutoff: float, species: Sequence[int], n_out: int, density: bool = False
+    ):
         super().__init__()
         self.options, self.density, self.cutoff = options, density, cutoff
         self.basis = BASES[options.basis](options.n_basis, cutoff)

@@ -25,7 +25,7 @@ class TestMACE(ModelContract):
 
 class TestMACEWithDensitiesAndTransform(ModelContract):
     def make_model(self, dtype):
-        # Few knots: slopes are differences of neighbouring knots, in float32 the more exact the farther those are apart.
+        # Few knots: slopes are differences of neighbouring knots, in float32 more exact if those are far apart.
         radial = {"hidden": [8], "transform": "agnesi", "envelope_last": True, "n_knots": 24}
         kinds = ("residual density", "agnostic density")
         return small(lmax=1, interactions=kinds, radial=radial, readout={"width": 5}).to(dtype)

@@ -38,7 +38,7 @@ class Interaction(nn.Module):
     """A_i = Linear(sum_j w(r_ij) CG(Linear(x_j) (x) Y(r_ij))) / n, and what bypasses it.
 
     n is the average number of neighbours or, in a "density" interaction, 1 + sum_j tanh(u(r_ij)^2) with a learned u.
-    "residual": a linear map of x_i that depends on its species bypasses; "agnostic": nothing does, A_i passes such a map.
+    "residual": a linear map of x_i by species bypasses; "agnostic": nothing does, A_i passes such a map.
     """
 
     def __init__(self, kind: str, irreps: Sequence[Irreps], lmax: int, radial: Callable, n_species: int, n: float):
@@ -71,7 +71,10 @@ class Interaction(nn.Module):
         norm: float | Tensor = self.avg_num_neighbors
         if self.density is not None:
             ones = [sent[0].new_ones(len(species), 1, 1)]
-            norm = 1 + conv(self.density_paths, ones, lengths, sh[:, :1], self.density.table(pairs), graph, self.backend)[0]
+            norm = (
+                1
+                + conv(self.density_paths, ones, lengths, sh[:, :1], self.density.table(pairs), graph, self.backend)[0]
+            )
         out = [block / norm for block in self.linear_out(messages)]
         if not self.residual:
             out = self.linear_species(out, species)
@@ -160,9 +163,9 @@ class MACE(nn.Module):
         self.radial = check_radial(radial or {}, n_species)
         options = _readout(readout or {})
         self.hyperparameters = dict(
-            species=list(self.species), cutoff=self.cutoff, avg_num_neighbors=float(avg_num_neighbors), n_layers=n_layers,
-            irreps_hidden=[str(irreps) for irreps in hidden], lmax=lmax, correlation=correlations, interactions=kinds,
-            irreps_edge=None if irreps_edge is None else [str(irreps) for irreps in edge],
+            species=list(self.species), cutoff=self.cutoff, avg_num_neighbors=float(avg_num_neighbors),
+            n_layers=n_layers, irreps_hidden=[str(irreps) for irreps in hidden], lmax=lmax, correlation=correlations,
+            interactions=kinds, irreps_edge=None if irreps_edge is None else [str(irreps) for irreps in edge],
             radial=_as_json(self.radial), readout=_as_json(options),
         )  # fmt: skip
 
@@ -202,7 +205,10 @@ class MACE(nn.Module):
         for k, (interaction, layer) in enumerate(zip(self.interactions, self.products)):
             messages, bypass = interaction(x, (lengths, sh, pairs, k == 0), graph, species)
             x = layer(messages, species)
-            x = [block + bypass[term[1:]] if term[1:] in bypass else block for term, block in zip(layer.linear.irreps_out, x)]
+            x = [
+                block + bypass[term[1:]] if term[1:] in bypass else block
+                for term, block in zip(layer.linear.irreps_out, x)
+            ]
             out.append(x[0][:, 0])
         return out
 
@@ -216,7 +222,9 @@ def _irreps_of_layers(hidden, edge, n_layers: int) -> tuple[list[Irreps], list[I
         layers = [Irreps(irreps).simplify() for irreps in hidden]
     muls = {mul for irreps in layers for mul, _, _ in irreps}
     if len(layers) != n_layers or len(muls) != 1 or not all(irreps.count(0, 1) for irreps in layers):
-        raise ValueError(f"MACE: irreps_hidden needs 0e and one multiplicity for all, for {n_layers} layers, got {hidden!r}")
+        raise ValueError(
+            f"MACE: irreps_hidden needs 0e and one multiplicity for all, for {n_layers} layers, got {hidden!r}"
+        )
     if edge is None:
         return layers, [Irreps([layers[0][0]]), *layers[:-1]]
     if len(edge) != n_layers or not all(Irreps(irreps).count(0, 1) for irreps in edge):

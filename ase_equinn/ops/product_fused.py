@@ -73,7 +73,9 @@ def fused(table: ProductTable, x: Sequence[Tensor], weights: Sequence[Tensor], s
         ValueError: a species that has no row in the weights.
     """
     if len(species) and not 0 <= int(species.min()) <= int(species.max()) < weights[0].shape[0]:
-        raise ValueError(f"species must be rows 0..{weights[0].shape[0] - 1} of the weights, got {species.tolist()[:10]}")
+        raise ValueError(
+            f"species must be rows 0..{weights[0].shape[0] - 1} of the weights, got {species.tolist()[:10]}"
+        )
     job = _Job(table, species, x[0].dtype)
     return list(_Product.apply(job, *(tensor.contiguous() for tensor in (*x, *weights))))
 

@@ -1,7 +1,7 @@
 """IR of the symmetric product: forward, backward, and the derivatives of both, from one table of couplings.
 
-Per atom and vector of channels, with the atom's features in registers, every node of the table is one sparse bilinear form
-t[m] = sum c left[a] right[b] of earlier ones. The backward pass goes through the nodes in reverse,
+Per atom and vector of channels every node of the table is a sparse bilinear form of earlier ones,
+t[m] = sum c left[a] right[b]. The backward pass goes through the nodes in reverse,
 
     dW_k = sum_m g[m] t_k[m],     s_k[m] = W_k g[m] + (from nodes made of k),
     q[a, b] = sum_m c s[m],       s_left[a] += q right[b],    s_right[b] += q left[a].
@@ -28,14 +28,16 @@ class Variant(NamedTuple):
     @property
     def name(self) -> str:
         flags = ("dual", "weight_tangent", "weight_gradient")
-        return "_".join(["product", "backward" if self.backward else "forward", *(f for f in flags if getattr(self, f))])
+        return "_".join(
+            ["product", "backward" if self.backward else "forward", *(f for f in flags if getattr(self, f))]
+        )
 
 
 class ProductKernel:
     """Emits one variant.
 
-    Pointers, in this order: species (int64); x..., W...; if dual the tangents of x... (and of W... with weight_tangent);
-    forward: out...; backward: g..., dx..., dW... (with weight_gradient). Integers: first and last atom.
+    Pointers, in this order: species (int64); x..., W...; if dual the tangents of x... (with weight_tangent also of
+    W...); forward: out...; backward: g..., dx..., dW... (with weight_gradient). Integers: first and last atom.
 
     dW is added to, everything else is overwritten.
     """
@@ -67,15 +69,23 @@ class ProductKernel:
         return e.finish()
 
     def _atom(self) -> None:
-        table, wanted = self.table, not self.variant.backward or self.variant.weight_gradient
-        inner = {node.left for node in table.nodes}
+        """Nodes that others are made of stay in registers or near; an output's own are used up where they arise."""
+        table = self.table
+        self.inner = {node.left for node in table.nodes} | set(range(table.n_inputs))
         values: list[list[Dual] | None] = [self._block("x", k, term.l) for k, term in enumerate(table.irreps_in)]
-        for k in range(table.n_inputs, len(table.nodes)):
-            values.append(self._node(k, values) if wanted or k in inner else None)
+        totals = [[None] * (2 * l + 1) for _, l, _ in table.irreps_out]
+        for k in range(len(table.nodes)):
+            if k >= table.n_inputs:
+                values.append(self._node(k, values) if k in self.inner or not self.variant.backward else None)
+            if not self.variant.backward:
+                self._add_to_outputs(k, values[k], totals)
+                values[k] = values[k] if k in self.inner else None
         if self.variant.backward:
             self._backward(values)
-        else:
-            self._forward(values)
+            return
+        for i_out, total in enumerate(totals):
+            for m, component in enumerate(total):
+                self.e.store(self._result(component), self.p["out"][i_out], self._row(len(total), m))
 
     # addresses
 
@@ -90,7 +100,9 @@ class ProductKernel:
         return e.add(e.times(row, self.table.n_channels), self.channel)
 
     def _block(self, name: str, k: int, l: int) -> list[Dual]:  # noqa: E741
-        return [self._load(name, k, self._row(2 * l + 1, m), name == "x" and self.variant.dual) for m in range(2 * l + 1)]
+        return [
+            self._load(name, k, self._row(2 * l + 1, m), name == "x" and self.variant.dual) for m in range(2 * l + 1)
+        ]
 
     def _load(self, name: str, k: int, index, dual: bool) -> Dual:
         tangent = self.e.load(self.p[name + "'"][k], index, self.width) if dual else None
@@ -117,40 +129,44 @@ class ProductKernel:
                 sums[m].append((coefficient, pair))
         return [self._combine(terms) for terms in sums]
 
-    def _forward(self, values: list) -> None:
-        e = self.e
-        for i_out, (rows, (_, l, _)) in enumerate(zip(self.table.outputs, self.table.irreps_out)):
-            totals: list[Dual | None] = [None] * (2 * l + 1)
-            for number, k in enumerate(rows):
-                weight = self._load("W", i_out, self._weight_row(i_out, number), self.variant.weight_tangent)
-                totals = [e.dual_fma(weight, value, total) for value, total in zip(values[k], totals)]
-            for m, total in enumerate(totals):
-                e.store(self._result(total), self.p["out"][i_out], self._row(2 * l + 1, m))
+    def _weights(self, k: int):
+        """(i_out, address, weight) for each output that the node belongs to."""
+        for i_out, rows in enumerate(self.table.outputs):
+            if k in rows:
+                index = self._weight_row(i_out, rows.index(k))
+                yield i_out, index, self._load("W", i_out, index, self.variant.weight_tangent)
+
+    def _add_to_outputs(self, k: int, value: list[Dual], totals: list[list]) -> None:
+        for i_out, _, weight in self._weights(k):
+            totals[i_out] = [self.e.dual_fma(weight, a, total) for a, total in zip(value, totals[i_out])]
 
     def _backward(self, values: list) -> None:
         e, table = self.e, self.table
         adjoint: list[list] = [[None] * (2 * node.l + 1) for node in table.nodes]
-        for i_out, (rows, (_, l, _)) in enumerate(zip(table.outputs, table.irreps_out)):
-            g = self._block("g", i_out, l)
-            for number, k in enumerate(rows):
-                index = self._weight_row(i_out, number)
-                weight = self._load("W", i_out, index, self.variant.weight_tangent)
-                adjoint[k] = [e.dual_fma(weight, component, total) for component, total in zip(g, adjoint[k])]
-                if self.variant.weight_gradient:
-                    dw = None
-                    for component, value in zip(g, values[k]):
-                        dw = e.dual_fma(component, value, dw)
-                    e.accumulate(self._result(dw), self.p["dW"][i_out], index, self.width)
-        for k in range(len(table.nodes) - 1, table.n_inputs - 1, -1):
+        g = [self._block("g", i_out, l) for i_out, (_, l, _) in enumerate(table.irreps_out)]
+        for k in range(len(table.nodes) - 1, -1, -1):
             node = table.nodes[k]
+            for i_out, index, weight in self._weights(k):
+                adjoint[k] = [e.dual_fma(weight, component, total) for component, total in zip(g[i_out], adjoint[k])]
+                if self.variant.weight_gradient:
+                    self._weight_gradient(i_out, index, g[i_out], values[k] or self._node(k, values))
+            if k < table.n_inputs:
+                continue
             left, right = adjoint[node.left], adjoint[node.right]
             for (a, b), coefficients in self.terms[k].items():
                 q = self._combine([(coefficient, adjoint[k][m]) for m, coefficient in coefficients])
                 left[a] = e.dual_fma(q, values[node.right][b], left[a])
                 right[b] = e.dual_fma(q, values[node.left][a], right[b])
-        for k, (_, l, _) in enumerate(table.irreps_in):
+            adjoint[k] = []
+        for k in range(table.n_inputs):
             for m, total in enumerate(adjoint[k]):
-                e.store(self._result(total), self.p["dx"][k], self._row(2 * l + 1, m))
+                e.store(self._result(total), self.p["dx"][k], self._row(len(adjoint[k]), m))
+
+    def _weight_gradient(self, i_out: int, index, g: list[Dual], value: list[Dual]) -> None:
+        total = None
+        for component, other in zip(g, value):
+            total = self.e.dual_fma(component, other, total)
+        self.e.accumulate(self._result(total), self.p["dW"][i_out], index, self.width)
 
 
 def _terms(table: ProductTable, k: int) -> dict[tuple[int, int], list[tuple[int, float]]]:

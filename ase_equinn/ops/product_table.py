@@ -46,7 +46,9 @@ class ProductTable:
         self.irreps_in, self.correlation = Irreps(irreps_in), correlation
         muls = {mul for mul, _, _ in self.irreps_in}
         if len(muls) != 1 or len(self.irreps_in.simplify()) != len(self.irreps_in):
-            raise ValueError(f"ProductTable: one term per irrep, all of one multiplicity, are needed, got {self.irreps_in}")
+            raise ValueError(
+                f"ProductTable: one term per irrep, all of one multiplicity, are needed, got {self.irreps_in}"
+            )
         if correlation < 1:
             raise ValueError(f"ProductTable: correlation must be at least 1, got {correlation}")
         self.n_channels = muls.pop()
@@ -95,14 +97,16 @@ class ProductTable:
         basis = np.stack([values[k].ravel() for k in self.outputs[i_out]], axis=1)
         x, total = np.concatenate(points, axis=0), 0.0
         for array, weight in zip(couplings, weights):
-            array = np.asarray(array, dtype=np.float64).reshape(2 * l + 1, *[len(x)] * (np.ndim(array) - 1 - (l > 0)), -1)
+            array = np.asarray(array, dtype=np.float64).reshape(
+                2 * l + 1, *[len(x)] * (np.ndim(array) - 1 - (l > 0)), -1
+            )
             given = _polynomials(array, x)
             solution = np.linalg.lstsq(basis, given, rcond=1e-10)[0]
             error, scale = np.abs(basis @ solution - given).max(), np.abs(given).max()
             if error > 1e-5 * scale:
                 raise ValueError(
-                    f"couplings of {array.ndim - 2} factors to {self.irreps_out[i_out]} are not equivariant: they differ "
-                    f"by {error:.3g} from all couplings of this irrep, at a size of {scale:.3g}"
+                    f"couplings of {array.ndim - 2} factors to {self.irreps_out[i_out]} are not equivariant: they "
+                    f"differ by {error:.3g} from all couplings of this irrep, at a size of {scale:.3g}"
                 )
             total = total + torch.einsum("kq,sqc->skc", torch.from_numpy(solution), weight.detach().double())
         return total
@@ -155,7 +159,10 @@ def _independent_nodes(irreps: Irreps, wanted: set[tuple[int, int]], correlation
                 for l in range(abs(nodes[left].l - l_right), nodes[left].l + l_right + 1):  # noqa: E741
                     if n_factors == correlation and (l, p) not in wanted:
                         continue
-                    node, value = Node(l, p, (*nodes[left].factors, right), left), _value(values[left], points[right], l)
+                    node, value = (
+                        Node(l, p, (*nodes[left].factors, right), left),
+                        _value(values[left], points[right], l),
+                    )
                     if _extends(bases.setdefault((node.factors, l, p), []), value.ravel()):
                         nodes.append(node)
                         values.append(value)
