@@ -171,6 +171,8 @@ def complete_cell(cell, pbc) -> np.ndarray:
     cell, pbc = np.asarray(cell, dtype=np.float64), np.asarray(pbc, dtype=bool)
     if not np.isfinite(cell).all():
         raise ValueError(f"the cell is not finite: {cell.tolist()}")
+    if not pbc.any():
+        return np.eye(3)
     lengths = np.linalg.norm(cell[pbc], axis=1)
     if not lengths.all():
         direction = np.flatnonzero(pbc)[lengths == 0][0]

@@ -118,7 +118,8 @@ class Linear(nn.Module):
             return self._matrices(weights, scale)
         key = (scale, *((weight.data_ptr(), weight._version, weight.dtype) for weight in weights))
         if self._kept is None or self._kept[0] != key:
-            self._kept = key, self._matrices(weights, scale)
+            with torch.inference_mode(False):  # what is kept must serve under autograd as well
+                self._kept = key, self._matrices(weights, scale)
         return self._kept[1]
 
     def _matrices(self, weights: list[Tensor], scale: float) -> list[Tensor]:
@@ -129,17 +130,21 @@ class Linear(nn.Module):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None}
 
-    def _rows_of_species(self, species: Tensor | None) -> list[Tensor] | None:
+    def _rows_of_species(self, species: Tensor | None) -> tuple[Tensor, Tensor, list[int]] | None:
+        """Atoms sorted by species, the place of each atom among them, and how many atoms each species has."""
         if self.n_species is None or self.n_species == 1:
             return None
-        return [(species == s).nonzero().squeeze(1) for s in range(self.n_species)]
+        order = torch.argsort(species, stable=True)
+        return order, torch.argsort(order), torch.bincount(species, minlength=self.n_species).tolist()
 
     @staticmethod
-    def _by_species(x: Tensor, weight: Tensor, rows: list[Tensor]) -> Tensor:
-        out = x.new_zeros(*x.shape[:2], weight.shape[2])
-        for s, index in enumerate(rows):
-            out = out.index_add(0, index, x.index_select(0, index) @ weight[s])
-        return out
+    def _by_species(x: Tensor, weight: Tensor, rows: tuple[Tensor, Tensor, list[int]]) -> Tensor:
+        order, place, counts = rows
+        parts = x.index_select(0, order).split(counts)
+        out = [part @ weight[s] for s, part in enumerate(parts) if len(part)]
+        if not out:
+            return x.new_zeros(0, x.shape[1], weight.shape[2])
+        return torch.cat(out).index_select(0, place)
 
 
 class Gate(nn.Module):

@@ -119,6 +119,26 @@ def test_radial_table_follows_its_weights():
     assert network.double().table().values.dtype == torch.float64
 
 
+def test_what_frozen_layers_keep_follows_the_weights_and_serves_under_autograd():
+    layer = Linear(Irreps("3x0e+2x1o"), Irreps("4x0e+2x1o"), 2).requires_grad_(False)
+    network = RadialNetwork(BesselBasis(4, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [8], 3).requires_grad_(False)
+    x, species = random_features(layer.irreps_in, torch.float32), torch.arange(N) % 2
+    with torch.inference_mode():
+        before = [block.clone() for block in layer(x, species)]
+        network.table()
+    x[0].requires_grad_()
+    layer(x, species)[0].sum().backward()
+    lengths = torch.rand(5, requires_grad=True)
+    network.table()(lengths).sum().backward()
+    assert x[0].grad.any() and lengths.grad.any()
+    with torch.no_grad():
+        layer.weights[0].mul_(3.0)
+        torch.testing.assert_close(layer(x, species)[0], 3 * before[0])
+        torch.testing.assert_close(layer(x, species)[1], before[1])
+        torch.testing.assert_close(layer(x, species, scale=0.5)[1], before[1] / 2)
+    assert [tuple(b.shape) for b in layer([b[:0] for b in x], species[:0])] == [(0, 1, 4), (0, 3, 2)]
+
+
 def test_species_index():
     index = SpeciesIndex([8, 1, 6])
     assert index.species == (1, 6, 8)

@@ -71,7 +71,8 @@ class Tabulator:
             return self._table(layers, weights[0])
         key = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in weights)
         if self._kept is None or self._kept[0] != key:
-            self._kept = key, self._table(layers, weights[0])
+            with torch.inference_mode(False):  # what is kept must serve under autograd as well
+                self._kept = key, self._table(layers, weights[0])
         return self._kept[1]
 
     def _table(self, layers: Callable[[Taylor], Taylor], like: Tensor) -> RadialTable:
