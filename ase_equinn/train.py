@@ -16,7 +16,8 @@ from .potential import FILE_NAME, Potential
 from .potential_file import write_atomic
 from .train_checkpoint import CheckpointError, load_checkpoint
 from .train_config import TrainConfig, load_config, to_yaml
-from .train_module import Run, fit
+from .train_loop import fit
+from .train_module import Run
 from .train_output import TrainResult, finish
 from .train_progress import Display
 from .train_schedule import Clock

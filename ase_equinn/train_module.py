@@ -1,16 +1,10 @@
-"""The training loop: what one step, one epoch and a checkpoint are, and the adapter that lets Lightning drive them."""
+"""The state of a training run: what one step, one epoch and a checkpoint are. train_loop.py drives it."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import signal
-import threading
 import time
-import warnings
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Callable, Sequence
 
 import torch
@@ -21,7 +15,7 @@ from .derivatives import derivatives
 from .evaluate import predict
 from .metrics import errors
 from .potential import Potential
-from .train_checkpoint import Checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from .train_checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from .train_config import TrainConfig
 from .train_loss import loss, loss_of_predictions, residuals
 from .train_schedule import Clock, ema_decay, learning_rate_factor
@@ -208,105 +202,3 @@ _LOGGED = ("energy_mae", "energy_rmse", "force_mae", "force_rmse", "stress_mae",
 
 def _part(checkpoint: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
     return {name[len(kind) + 1 :]: x for name, x in checkpoint.tensors.items() if name.startswith(kind + ".")}
-
-
-def fit(
-    run: Run, checkpoint_path: Path, *, extra: dict | None = None, after_step: Callable[[Run], None] = lambda run: None
-):
-    """Drives the run to its end with Lightning: all epochs, the time budget, early stopping or Ctrl-C.
-
-    A checkpoint is written after each complete epoch. `after_step` is called after every step (progress bar, tests).
-    """
-    epochs = None if run.clock.budget is not None else run.config.training.epochs - run.epoch
-    if run.stopped or (epochs is not None and epochs <= 0):
-        return
-    from lightning.pytorch import Trainer
-
-    with _quiet(), _ctrl_c(run):
-        trainer = Trainer(
-            accelerator="gpu" if run.potential.device.type == "cuda" else "cpu",
-            devices=1,
-            max_epochs=-1 if epochs is None else epochs,
-            gradient_clip_val=run.config.training.gradient_clip or None,
-            barebones=True,
-        )
-        trainer.fit(_adapter(run, checkpoint_path, extra or {}, after_step), run.batches)
-
-
-def _adapter(run: Run, checkpoint_path: Path, extra: dict, after_step: Callable[[Run], None]):
-    from lightning.pytorch import LightningModule
-
-    class Adapter(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.potential = run.potential
-
-        def configure_optimizers(self):
-            return run.optimizer
-
-        def transfer_batch_to_device(self, batch, device, dataloader_idx):
-            return batch.to(device)
-
-        def on_train_epoch_start(self):
-            run.begin_epoch()
-            self.complete = False
-
-        def on_train_batch_start(self, batch, batch_idx):
-            run.before_step()
-
-        def training_step(self, batch, batch_idx):
-            return run.loss(batch)
-
-        def on_train_batch_end(self, outputs, batch, batch_idx):
-            run.after_step()
-            self.complete = batch_idx + 1 == len(run.batches)
-            after_step(run)
-            if run.stopped or run.interrupted:
-                self.trainer.should_stop = True
-
-        def on_train_epoch_end(self):
-            if not self.complete and run.interrupted:
-                return
-            run.end_epoch()
-            if run.stopped:
-                self.trainer.should_stop = True
-            if self.complete:
-                checkpoint = run.checkpoint()
-                save_checkpoint(checkpoint_path, checkpoint._replace(state=checkpoint.state | extra))
-
-    return Adapter()
-
-
-@contextmanager
-def _quiet():
-    """Lightning's advice and device messages are left out; its errors are not."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _ctrl_c(run: Run):
-    """The first Ctrl-C ends the run after the present step, the second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def stop(signum, frame):
-        run.interrupted = True
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -78,7 +78,9 @@ def test_counts_and_scale():
     assert force_scale([frame("H2")]) == 1.0
 
 
-@pytest.mark.parametrize("n_frames, n_atoms, expected", [(200, 64, 2), (950, 9, 8), (450, 27, 5), (60, 9, 3), (5, 200, 1)])
+@pytest.mark.parametrize(
+    "n_frames, n_atoms, expected", [(200, 64, 2), (950, 9, 8), (450, 27, 5), (60, 9, 3), (5, 200, 1)]
+)
 def test_batch_size_follows_sizes(n_frames, n_atoms, expected):
     assert batch_size([frame(f"H{n_atoms}")] * n_frames) == expected
 
