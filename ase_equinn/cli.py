@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -391,4 +392,7 @@ def info(
 
 
 def main() -> None:
+    """The entry point. PyTorch's OpenMP threads shall sleep while they wait: beside another busy process, spinning ones
+    make a step ten times slower. Set before anything imports torch; whoever has chosen a policy keeps it."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -1,6 +1,11 @@
 """GPU tests are skipped, with the reason, where there is no CUDA device."""
 
+import os
+
 import pytest
+
+# As the command `equinn` does, before torch is imported: on a busy machine spinning threads make the tests ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 pytest.register_assert_rewrite("contract", "contract_structures", "contract_symmetries")
 

@@ -1,6 +1,7 @@
 """The command line: what it passes on, prints and exits with. What the commands compute is tested with their modules."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -125,6 +126,21 @@ def test_version():
     import ase_equinn
 
     assert equinn("--version").stdout.strip() == ase_equinn.__version__
+
+
+@pytest.mark.parametrize("chosen, kept", [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_chose(chosen, kept):
+    """In a process of its own: what torch's OpenMP runtime reads is the environment from before torch was imported."""
+    code = (
+        "import os, sys\n"
+        "from ase_equinn import cli\n"
+        "cli.app = lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "cli.main()\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": chosen} if chosen else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [kept, "False"]
 
 
 def test_info_prints_the_header(potential):
