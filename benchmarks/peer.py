@@ -88,16 +88,22 @@ def _export(model, data, path):
 
 
 def mace(model, variant, atoms):
+    from mace.calculators import MACECalculator
+
+    return MACECalculator(models=[mace_model(model, atoms)], device="cpu", default_dtype="float32")
+
+
+def mace_model(model, atoms):
+    """mace-torch's model in float32, which becomes torch's default."""
     import numpy as np
     import torch
     from e3nn import o3
     from mace import modules
-    from mace.calculators import MACECalculator
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)
     numbers = sorted(set(atoms.numbers.tolist()))
-    built = modules.ScaleShiftMACE(
+    return modules.ScaleShiftMACE(
         r_max=CUTOFF, num_bessel=8, num_polynomial_cutoff=5, max_ell=model["max_ell"], num_interactions=2,
         interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
         interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
@@ -106,7 +112,6 @@ def mace(model, variant, atoms):
         avg_num_neighbors=neighbours(atoms), correlation=model["correlation"], radial_MLP=[64, 64, 64],
         atomic_inter_scale=1.0, atomic_inter_shift=0.0,
     )  # fmt: skip
-    return MACECalculator(models=[built], device="cpu", default_dtype="float32")
 
 
 def seconds_per_step(calculator, atoms, start, first, n_steps):

@@ -64,6 +64,8 @@ VARIANTS = {"ase_equinn": ("auto",), "nequip": ("eager", "aotinductor"), "mace":
 class Worker:
     """A calculator in a process of its own."""
 
+    script = WORKER
+
     def __init__(self, python: str, package: str, variant: str, model: dict, structure: str, threads: int):
         self.package, self.variant = package, variant
         task = {"package": package, "variant": variant, "model": model, "structure": structure, "threads": threads}
@@ -72,7 +74,7 @@ class Worker:
             environment["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
         self.messages = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
         self.process = subprocess.Popen(
-            [python, str(WORKER), json.dumps(task)], env=environment, text=True,
+            [python, str(self.script), json.dumps(task)], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.messages,
         )  # fmt: skip
         self.ready = self._answer()
@@ -100,14 +102,16 @@ class Worker:
         self.messages.close()
 
 
-def workers_of(case: Case, pythons: dict[str, str], variants: dict[str, tuple], threads: int) -> list[Worker]:
+def workers_of(
+    case: Case, pythons: dict[str, str], variants: dict[str, tuple], threads: int, kind: type[Worker] = Worker
+) -> list[Worker]:
     """Ours first. A variant that cannot be built is named on standard error and left out."""
     models = {"ase_equinn": case.ours} | {name: model for name, model in case.peers.items() if pythons.get(name)}
     workers = []
     for package, model in models.items():
         for variant in variants[package]:
             try:
-                workers.append(Worker(pythons[package], package, variant, model, case.structure, threads))
+                workers.append(kind(pythons[package], package, variant, model, case.structure, threads))
             except RuntimeError as error:
                 print(error, file=sys.stderr)
     return workers
