@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 import ase_equinn
 
+from . import cli_engines
 from . import cli_output as show
 from .cli_import import import_app
 from .cli_plot import plot_app
@@ -76,6 +77,7 @@ app = typer.Typer(
 )
 app.add_typer(import_app, name="import", rich_help_panel=MAKE)
 app.add_typer(plot_app, name="plot", rich_help_panel=LOOK)
+cli_engines.register(app)
 
 
 class DType(str, Enum):
