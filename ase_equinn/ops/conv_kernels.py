@@ -14,59 +14,14 @@ The radial table is quintic Hermite: per knot the value, first and second deriva
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
 from llvmlite import ir
 
-from ..irreps import clebsch_gordan
+from .conv_geometry import BLOCK, EdgeBlock
+from .conv_variants import Variant, entries
 from .emitter import Dual, Emitter
 from .paths import ConvPaths, Path
-from .radial_table import HERMITE
 
-BLOCK = 32  # edges of one centre handled together
 _REGISTERS = 22  # vector accumulators of one pass over the edges
-
-
-class Entry(NamedTuple):
-    """Element (m3, m1) of a path's matrix M = sum of coefficient * Y_m over `terms`; `row` of the scratch holds it."""
-
-    m3: int
-    m1: int
-    row: int
-    terms: list[tuple[int, float]]
-
-
-def entries(paths: ConvPaths) -> dict[Path, list[Entry]]:
-    """The non-zero elements of every path's matrix, numbered through."""
-    out, row = {}, 0
-    for path in paths.paths:
-        l_in, l_out = paths.irreps_in[path.i_in].l, paths.irreps_out[path.i_out].l
-        coupling = clebsch_gordan(l_in, path.l_sh, l_out) * np.sqrt(2 * l_out + 1)
-        out[path] = []
-        for m3 in range(2 * l_out + 1):
-            for m1 in range(2 * l_in + 1):
-                terms = [(path.l_sh**2 + m2, c) for m2, c in enumerate(coupling[m1, :, m3]) if abs(c) > 1e-12]
-                if terms:
-                    out[path].append(Entry(m3, m1, row, terms))
-                    row += 1
-    return out
-
-
-class Variant(NamedTuple):
-    """Which function of the family: what it returns and which inputs have tangents."""
-
-    backward: bool
-    dual: bool = False  # x, Y and r have tangents, and the outputs are derivatives along them
-    table_tangent: bool = False  # T has one as well
-    x_gradient: bool = True
-    table_gradient: bool = False
-    tables: bool = False  # every edge has a table of its own, which begins at a row of T
-
-    @property
-    def name(self) -> str:
-        flags = ("dual", "table_tangent", "x_gradient", "table_gradient", "tables")
-        return "_".join(["backward" if self.backward else "forward", *(f for f in flags if getattr(self, f))])
 
 
 class ConvKernel:
@@ -75,37 +30,48 @@ class ConvKernel:
     Pointers, in this order: row_ptr, neighbour (int64); scratch; r (E,), Y (n_sh, E), T (knots, 3, n_weights), x...;
     if dual their tangents in the same order (T's only with table_tangent); forward: out...; backward: g..., dr, dY,
     dT (with table_gradient), dx... (with x_gradient); last the first rows of the edges' tables (int64, with tables).
+    With vectors, vx, vy, vz (E,) each stand in place of r, Y, and gx, gy, gz (E,), the gradient with respect to the
+    vectors, in place of dr, dY; lengths and Y are then those of `angular`, edges of length 0 included.
     Integers: first and last centre, E, knots of a table - 1, and the bits of 1 / (knot distance) as float64.
 
-    dx and dT are added to, everything else is overwritten.
+    dx and dT (and gx, gy, gz with add_vectors) are added to, everything else is overwritten. `neighbour` holds rows of x
+    and dx, which need not be atoms; the others' rows are centres or edges.
     """
 
     def __init__(self, paths: ConvPaths, variant: Variant, bits: int, lanes: int):
+        variant.check()
         self.paths, self.variant = paths, variant
         self.entries = entries(paths)
         self.n_rows = sum(map(len, self.entries.values()))
-        n_in, n_out = len(paths.irreps_in), len(paths.irreps_out)
-        counts = {"row_ptr": 1, "neighbour": 1, "scratch": 1, "r": 1, "Y": 1, "T": 1, "x": n_in}
-        if variant.dual:
-            counts |= {"r'": 1, "Y'": 1, "T'": int(variant.table_tangent), "x'": n_in}
-        if variant.backward:
-            counts |= {"g": n_out, "dr": 1, "dY": 1, "dT": int(variant.table_gradient), "dx": n_in * variant.x_gradient}
-        else:
-            counts |= {"out": n_out}
-        counts |= {"first": int(variant.tables)}
+        counts = self._pointer_counts()
         self.n_pointers, self.n_integers = sum(counts.values()), 5
         self.e = Emitter(variant.name, self.n_pointers, self.n_integers, bits, lanes)
         pointers = iter(self.e.pointers)
         self.p = {name: [next(pointers) for _ in range(count)] for name, count in counts.items()}
-        self.first, self.last, self.n_edges, self.n_intervals, inverse = self.e.integers
-        self.inverse = self.e.b.bitcast(inverse, ir.DoubleType())
+        self.first, self.last, n_edges, n_intervals, inverse = self.e.integers
+        inverse = self.e.b.bitcast(inverse, ir.DoubleType())
         if bits == 32:
-            self.inverse = self.e.b.fptrunc(self.inverse, self.e.number)
+            inverse = self.e.b.fptrunc(inverse, self.e.number)
+        constants = n_edges, self.e.b.sub(n_intervals, self.e.int(1)), inverse
+        self.edges = EdgeBlock(self.e, self.p, paths, self.entries, variant, constants)
+
+    def _pointer_counts(self) -> dict[str, int]:
+        variant, n_in, n_out = self.variant, len(self.paths.irreps_in), len(self.paths.irreps_out)
+        geometry, slopes = (("vx", "vy", "vz"), ("gx", "gy", "gz")) if variant.vectors else (("r", "Y"), ("dr", "dY"))
+        counts = dict.fromkeys(("row_ptr", "neighbour", "scratch", *geometry, "T"), 1) | {"x": n_in}
+        if variant.dual:
+            counts |= {"r'": 1, "Y'": 1, "T'": int(variant.table_tangent), "x'": n_in}
+        if variant.backward:
+            counts |= {"g": n_out} | dict.fromkeys(slopes, 1)
+            counts |= {"dT": int(variant.table_gradient), "dx": n_in * variant.x_gradient}
+        else:
+            counts |= {"out": n_out}
+        return counts | {"first": int(variant.tables)}
 
     @staticmethod
     def scratch_size(n_rows: int) -> int:
-        """Numbers of scratch that one thread needs: knots; h and its tangent, h' and its tangent; M, its tangent, dM."""
-        return BLOCK * (2 + 24 + 3 * n_rows)
+        """Numbers of scratch that one thread needs."""
+        return EdgeBlock.scratch_size(n_rows)
 
     def source(self) -> str:
         e, row_ptr = self.e, self.p["row_ptr"][0]
@@ -115,83 +81,12 @@ class ConvKernel:
             if not self.variant.backward:
                 self._clear()
             with e.loop(start, stop, BLOCK) as block:
-                self.block = block
-                self.n = e.b.sub(e.least(e.add(block, BLOCK), stop), block)
-                self._geometry()
+                self.edges.begin(block, stop)
                 if self.variant.backward:
                     self._backward()
                 else:
                     self._forward()
         return e.finish()
-
-    # scratch: rows of BLOCK numbers, one per edge of the block
-
-    def _row(self, kind: str, number: int, k):
-        base = {"knot": 0, "h": 2, "h'": 8, "dh": 14, "dh'": 20}
-        base |= {"M": 26, "M'": 26 + self.n_rows, "dM": 26 + 2 * self.n_rows}
-        return self.e.add(k, BLOCK * (base[kind] + number))
-
-    def _save(self, value, kind: str, number: int, k) -> None:
-        self.e.store(value, self.p["scratch"][0], self._row(kind, number, k))
-
-    def _saved(self, kind: str, number: int, k, width: int = 1):
-        return self.e.load(self.p["scratch"][0], self._row(kind, number, k), width)
-
-    def _spread(self, kind: str, number: int, k, width: int) -> Dual:
-        """A saved number of edge k in every lane, with its tangent in a dual kernel."""
-        value = self.e.splat(self._saved(kind, number, k), width)
-        tangent = self.e.splat(self._saved(kind + "'", number, k), width) if self.variant.dual else None
-        return Dual(value, tangent)
-
-    def _geometry(self) -> None:
-        """Per edge of the block: knot, Hermite functions with derivatives, and the matrices M."""
-        e, scratch = self.e, self.p["scratch"][0]
-        for k, width in e.vectors(self.n):
-            edge = e.add(self.block, k)
-            inverse = e.splat(self.inverse, width)
-            scaled = e.mul(e.load(self.p["r"][0], edge, width), inverse)
-            highest = e.to_number(e.b.sub(self.n_intervals, e.int(1)), 1)
-            whole = e.floor(scaled)
-            highest = e.splat(highest, width)
-            whole = e.b.select(e.b.fcmp_ordered("<", whole, highest), whole, highest)
-            t = e.b.fsub(scaled, whole)
-            knots = e.to_int(whole, width)
-            for lane in range(width):
-                knot = e.b.extract_element(knots, e.int(lane)) if width > 1 else knots
-                if self.variant.tables:
-                    knot = e.add(knot, e.load_int(self.p["first"][0], e.add(edge, lane)))
-                e.store_int(knot, scratch, e.add(k, lane))
-            rate = e.load(self.p["r'"][0], edge, width) if self.variant.dual else None
-            for q, coefficients in enumerate(HERMITE):
-                polynomials = [coefficients]
-                for _ in range(2):
-                    polynomials.append(polynomials[-1][1:] * np.arange(1, len(polynomials[-1])))
-                value, slope, curvature = (self._horner(c, t, width) for c in polynomials)
-                slope = e.mul(slope, inverse)
-                self._save(value, "h", q, k)
-                self._save(slope, "dh", q, k)
-                if self.variant.dual:
-                    self._save(e.mul(slope, rate), "h'", q, k)
-                    self._save(e.mul(e.mul(curvature, e.mul(inverse, inverse)), rate), "dh'", q, k)
-            for kind in ("M", "M'") if self.variant.dual else ("M",):
-                self._matrices(kind, k, edge, width)
-
-    def _horner(self, coefficients, t, width: int):
-        out = self.e.const(coefficients[-1], width)
-        for c in coefficients[-2::-1]:
-            out = self.e.fma(out, t, self.e.const(c, width))
-        return out
-
-    def _matrices(self, kind: str, k, edge, width: int) -> None:
-        e, source = self.e, self.p["Y'" if kind == "M'" else "Y"][0]
-        used = {m for rows in self.entries.values() for entry in rows for m, _ in entry.terms}
-        y = {m: e.load(source, e.add(e.times(self.n_edges, m), edge), width) for m in sorted(used)}
-        for rows in self.entries.values():
-            for entry in rows:
-                total = None
-                for m, c in entry.terms:
-                    total = e.fma(e.const(c, width), y[m], total)
-                self._save(total, kind, entry.row, k)
 
     # addresses
 
@@ -211,7 +106,7 @@ class ConvKernel:
         return out
 
     def _table_index(self, k, q: int, path: Path, channel):
-        knot = self.e.load_int(self.p["scratch"][0], k)
+        knot = self.edges.knot(k)
         return self.e.add(self.e.times(self.e.add(self.e.times(knot, 3), q), self.paths.n_weights), self.e.add(channel, path.weight))
 
     def _weight(self, kinds: tuple[str, ...], path: Path, k, channel, width: int) -> list[Dual]:
@@ -221,7 +116,7 @@ class ConvKernel:
             index = self._table_index(k, q, path, channel)
             tangent = e.load(self.p["T'"][0], index, width) if self.variant.table_tangent else None
             value = Dual(e.load(self.p["T"][0], index, width), tangent)
-            out = [e.dual_fma(self._spread(kind, q, k, width), value, total) for kind, total in zip(kinds, out)]
+            out = [e.dual_fma(self.edges.spread(kind, q, k, width), value, total) for kind, total in zip(kinds, out)]
         return out
 
     def _result(self, dual: Dual):
@@ -262,15 +157,15 @@ class ConvKernel:
                 slot, place = e.variable(width), (self.p["out"][path.i_out], self._out_index(path, m3, channel))
                 e.set(slot, e.load(*place, width))
                 sums[path, m3] = slot, place
-        with e.loop(0, self.n) as k:
-            j = e.load_int(self.p["neighbour"][0], e.add(self.block, k))
+        with e.loop(0, self.edges.n) as k:
+            j = e.load_int(self.p["neighbour"][0], e.add(self.edges.start, k))
             x = self._inputs(i_in, j, channel, width)
             for path in group:
                 (weight,) = self._weight(("h",), path, k, channel, width)
                 t = [e.dual_fma(weight, component) for component in x]
                 for entry in self.entries[path]:
                     slot = sums[path, entry.m3][0]
-                    matrix = self._spread("M", entry.row, k, width)
+                    matrix = self.edges.spread("M", entry.row, k, width)
                     self._add_product(slot, matrix, t[entry.m1], width)
         for slot, place in sums.values():
             e.store(e.get(slot, width), *place)
@@ -289,9 +184,8 @@ class ConvKernel:
 
     def _backward(self) -> None:
         e = self.e
-        with e.loop(0, self.n) as k:
-            edge = e.add(self.block, k)
-            j = e.load_int(self.p["neighbour"][0], edge)
+        with e.loop(0, self.edges.n) as k:
+            j = e.load_int(self.p["neighbour"][0], e.add(self.edges.start, k))
             widths = sorted({width for term in self.paths.irreps_in for _, _, width in e.pieces(term.mul)})
             slopes = {width: e.variable(width) for width in widths}
             for width, slot in slopes.items():
@@ -301,8 +195,8 @@ class ConvKernel:
             total = e.const(0, 1)
             for width, slot in slopes.items():
                 total = e.b.fadd(total, e.sum(e.get(slot, width), width))
-            e.store(total, self.p["dr"][0], edge)
-        self._harmonics_gradient()
+            self.edges.save(total, "dr", 0, k)
+        self.edges.end()
 
     def _backward_path(self, path: Path, k, j, slopes: dict) -> None:
         """One edge, one path: all channels, the products dM reduced over them."""
@@ -317,7 +211,7 @@ class ConvKernel:
                 part = e.sum(e.get(slot, width), width)
                 rows[row] = e.b.fadd(rows[row], part) if row in rows else part
         for row, total in rows.items():
-            self._save(total, "dM", row, k)
+            self.edges.save(total, "dM", row, k)
 
     def _backward_channels(self, path: Path, k, j, channel, width: int, sums: dict, slope) -> None:
         e = self.e
@@ -327,7 +221,7 @@ class ConvKernel:
         weight, derivative = self._weight(("h", "dh"), path, k, channel, width)
         u: dict[int, Dual] = {}
         for entry in self.entries[path]:
-            u[entry.m1] = e.dual_fma(self._spread("M", entry.row, k, width), g[entry.m3], u.get(entry.m1))
+            u[entry.m1] = e.dual_fma(self.edges.spread("M", entry.row, k, width), g[entry.m3], u.get(entry.m1))
         dw = None
         for m1, value in u.items():
             dw = e.dual_fma(value, x[m1], dw)
@@ -339,23 +233,8 @@ class ConvKernel:
                 e.accumulate(self._result(e.dual_fma(weight, value)), self.p["dx"][path.i_in], index, width)
         if self.variant.table_gradient:
             for q in range(6):
-                gradient = self._result(e.dual_fma(self._spread("h", q, k, width), dw))
+                gradient = self._result(e.dual_fma(self.edges.spread("h", q, k, width), dw))
                 e.accumulate(gradient, self.p["dT"][0], self._table_index(k, q, path, channel), width)
         t = [e.dual_fma(weight, component) for component in x]
         for entry in self.entries[path]:
             self._add_product(sums[entry.row], t[entry.m1], g[entry.m3], width)
-
-    def _harmonics_gradient(self) -> None:
-        """dY_m = sum of coefficient * dM."""
-        e, uses = self.e, {}
-        for rows in self.entries.values():
-            for entry in rows:
-                for m, c in entry.terms:
-                    uses.setdefault(m, []).append((entry.row, c))
-        for k, width in e.vectors(self.n):
-            for m in range((self.paths.lmax + 1) ** 2):
-                total = e.const(0, width)
-                for row, c in uses.get(m, ()):
-                    total = e.fma(e.const(c, width), self._saved("dM", row, k, width), total)
-                index = e.add(e.times(self.n_edges, m), e.add(self.block, k))
-                e.store(total, self.p["dY"][0], index)

@@ -120,6 +120,54 @@ class Emitter:
     def store(self, value, pointer, index) -> None:
         self.b.store(value, self._at(pointer, index, self.number)).align = self.bytes
 
+    def mask(self, count) -> ir.Value:
+        """Which lanes of a full vector come before a run-time count."""
+        lane = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
+        start = ir.Constant(ir.VectorType(I64, self.lanes), ir.Undefined)
+        start = self.b.insert_element(start, self.int(count), ir.Constant(I32, 0))
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return self.b.icmp_signed("<", lane, self.b.shuffle_vector(start, start, zeros))
+
+    def load_masked(self, pointer, index, mask, otherwise: float = 0.0) -> ir.Value:
+        """A full vector of numbers, `otherwise` in the lanes that are masked out, whose memory is not touched."""
+        return self._load_masked(pointer, index, mask, self.const(otherwise, self.lanes), self.number, f"f{8 * self.bytes}")
+
+    def load_ints_masked(self, pointer, index, mask) -> ir.Value:
+        """A full vector of integers, 0 in the lanes that are masked out."""
+        zeros = ir.Constant(ir.VectorType(I64, self.lanes), [0] * self.lanes)
+        return self._load_masked(pointer, index, mask, zeros, I64, "i64")
+
+    def _load_masked(self, pointer, index, mask, otherwise, number, suffix: str) -> ir.Value:
+        kind = ir.VectorType(number, self.lanes)
+        arguments = [ir.PointerType(), I32, mask.type, kind]
+        function = self._declare(f"llvm.masked.load.v{self.lanes}{suffix}.p0", kind, arguments)
+        align = ir.Constant(I32, 8 if number is I64 else self.bytes)
+        return self.b.call(function, [self._at(pointer, index, number), align, mask, otherwise])
+
+    def store_masked(self, value, pointer, index, mask) -> None:
+        """Only the lanes of the mask."""
+        arguments = [value.type, ir.PointerType(), I32, mask.type]
+        name = f"llvm.masked.store.v{self.lanes}f{8 * self.bytes}.p0"
+        function = self._declare(name, ir.VoidType(), arguments)
+        self.b.call(function, [value, self._at(pointer, index, self.number), ir.Constant(I32, self.bytes), mask])
+
+    def load_from(self, bits: int, pointer, index, width: int = 1) -> ir.Value:
+        """Memory that holds float32 or float64 (bits), as numbers of a float64 function."""
+        if bits == 8 * self.bytes:
+            return self.load(pointer, index, width)
+        kind = ir.VectorType(ir.FloatType(), width) if width > 1 else ir.FloatType()
+        out = self.b.load(self._at(pointer, index, ir.FloatType()), typ=kind)
+        out.align = 4
+        return self.b.fpext(out, self._vector(width))
+
+    def store_to(self, bits: int, value, pointer, index, width: int = 1) -> None:
+        """The reverse of `load_from`: numbers of a float64 function, rounded to the memory's kind."""
+        if bits == 8 * self.bytes:
+            self.store(value, pointer, index)
+            return
+        kind = ir.VectorType(ir.FloatType(), width) if width > 1 else ir.FloatType()
+        self.b.store(self.b.fptrunc(value, kind), self._at(pointer, index, ir.FloatType())).align = 4
+
     def load_int(self, pointer, index) -> ir.Value:
         return self.b.load(self._at(pointer, index, I64), typ=I64)
 
@@ -170,6 +218,30 @@ class Emitter:
     def floor(self, a) -> ir.Value:
         return self._intrinsic("floor", a)
 
+    def sqrt(self, a) -> ir.Value:
+        return self._intrinsic("sqrt", a)
+
+    def absolute(self, a) -> ir.Value:
+        return self._intrinsic("fabs", a)
+
+    def with_sign_of(self, a, b) -> ir.Value:
+        """|a| with the sign of b."""
+        return self._intrinsic("copysign", a, b)
+
+    def bits(self, a, width: int) -> ir.Value:
+        """The bits of numbers as integers of the same size."""
+        return self.b.bitcast(a, self._bits(width))
+
+    def from_bits(self, a, width: int) -> ir.Value:
+        return self.b.bitcast(a, self._vector(width))
+
+    def bits_const(self, value: int, width: int) -> ir.Value:
+        return ir.Constant(self._bits(width), [value] * width if width > 1 else value)
+
+    def _bits(self, width: int):
+        kind = ir.IntType(8 * self.bytes)
+        return ir.VectorType(kind, width) if width > 1 else kind
+
     def to_int(self, a, width: int) -> ir.Value:
         return self.b.fptosi(a, ir.VectorType(I64, width) if width > 1 else I64)
 
@@ -192,13 +264,13 @@ class Emitter:
 
     def _intrinsic(self, name: str, *values) -> ir.Value:
         kind = values[0].type
-        if (name, str(kind)) not in self._declared:
-            width = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
-            signature = ir.FunctionType(kind, [kind] * len(values))
-            self._declared[name, str(kind)] = ir.Function(
-                self.module, signature, f"llvm.{name}.{width}f{8 * self.bytes}"
-            )
-        return self.b.call(self._declared[name, str(kind)], values)
+        width = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
+        return self.b.call(self._declare(f"llvm.{name}.{width}f{8 * self.bytes}", kind, [kind] * len(values)), values)
+
+    def _declare(self, name: str, result, arguments: list) -> ir.Function:
+        if name not in self._declared:
+            self._declared[name] = ir.Function(self.module, ir.FunctionType(result, arguments), name)
+        return self._declared[name]
 
     # dual arithmetic
 
