@@ -154,6 +154,7 @@ class MACE(nn.Module):
         super().__init__()
         n_layers, lmax = check_count("MACE", "n_layers", n_layers), check_lmax("MACE", lmax)
         self.index, self.cutoff, self.lmax = SpeciesIndex(species), check_cutoff("MACE", cutoff), lmax
+        self.n_layers = n_layers
         if not avg_num_neighbors > 0:
             raise ValueError(f"MACE: avg_num_neighbors must be positive, got {avg_num_neighbors}")
         self.species, n_species = self.index.species, len(self.index.species)

@@ -86,7 +86,7 @@ class NequIP(nn.Module):
         lmax = hidden.lmax if lmax is None else lmax
         _check(hidden, cutoff, avg_num_neighbors, n_layers, lmax, basis)
         self.index = SpeciesIndex(species)
-        self.species, self.cutoff, self.lmax = self.index.species, float(cutoff), lmax
+        self.species, self.cutoff, self.lmax, self.n_layers = self.index.species, float(cutoff), lmax, n_layers
         self.hyperparameters = dict(
             species=list(self.species), cutoff=float(cutoff), avg_num_neighbors=float(avg_num_neighbors),
             n_layers=n_layers, irreps_hidden=str(hidden), lmax=lmax, n_basis=n_basis, basis=basis,

@@ -130,7 +130,7 @@ class SchNet(nn.Module):
         check_count("SchNet", "n_channels", n_channels, 2)
         check_count("SchNet", "n_layers", n_layers, 0)
         self.index = SpeciesIndex(species)
-        self.species, self.cutoff = self.index.species, check_cutoff("SchNet", cutoff)
+        self.species, self.cutoff, self.n_layers = self.index.species, check_cutoff("SchNet", cutoff), n_layers
         self.hyperparameters = dict(
             species=list(self.species), cutoff=self.cutoff, avg_num_neighbors=float(avg_num_neighbors),
             n_channels=n_channels, n_layers=n_layers, n_basis=n_basis,

@@ -104,7 +104,7 @@ class TFN(nn.Module):
         check_count("TFN", "n_layers", n_layers)
         check_count("TFN", "radial_width", radial_width)
         self.index = SpeciesIndex(species)
-        self.species, self.cutoff = self.index.species, check_cutoff("TFN", cutoff)
+        self.species, self.cutoff, self.n_layers = self.index.species, check_cutoff("TFN", cutoff), n_layers
         self.hyperparameters = dict(
             species=list(self.species), cutoff=self.cutoff, avg_num_neighbors=float(avg_num_neighbors),
             irreps_hidden=str(hidden), lmax=lmax, n_layers=n_layers, n_basis=n_basis, radial_width=radial_width,

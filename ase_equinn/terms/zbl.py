@@ -63,6 +63,7 @@ class ZBL(nn.Module):
             raise ValueError(f"ZBL: each amplitude needs a positive decay, got {amplitudes} and {decays}")
         if not (length > 0 and isfinite(length) and isfinite(exponent)):
             raise ValueError(f"ZBL: length must be positive and exponent finite, got {length} and {exponent}")
+        self.n_layers = 1  # an atom sees its neighbours, not theirs
         self.envelope_power = check_count("ZBL", "envelope_power", envelope_power)
         self.cutoff, self.length, self.exponent = 2 * max(radii), float(length), float(exponent)
         self.radii, self.amplitudes, self.decays = radii, amplitudes, decays
