@@ -38,6 +38,7 @@ def derivatives(
     *,
     training: bool = False,
     vectors: tuple[Tensor, ...] | None = None,
+    n_counted: int | None = None,
 ) -> Derivatives:
     """Energy, forces, stress and virials of every structure in a batch.
 
@@ -48,6 +49,8 @@ def derivatives(
         training: keep the autograd graph, so that a loss of the results can be differentiated by the weights. Otherwise
             the results are detached.
         vectors: the graphs' edge vectors, (E, 3) float64, where they are known already; None: from the positions.
+        n_counted: the energies of the first n_counted atoms are what is summed, returned and differentiated; the others
+            are there to be seen by them. For one structure; None: all atoms count.
 
     Returns:
         Derivatives; see the fields. No atoms, no edges and an energy that ignores the positions are ordinary input.
@@ -55,7 +58,7 @@ def derivatives(
     with torch.inference_mode(False), torch.enable_grad():
         graphs, positions = _ordinary(graphs, positions)
         exact, leaves = _vectors(potential, graphs, positions, vectors)
-        node_energy = potential.node_energy(graphs, leaves)
+        node_energy = potential.node_energy(graphs, leaves)[:n_counted]
         gradients = _gradients(node_energy, leaves, training)
         with torch.set_grad_enabled(training):
             return _collect(graphs, exact, node_energy if training else node_energy.detach(), gradients)
