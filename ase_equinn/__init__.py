@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "EquiCalculator": "calculator",
+    "evaluate": "evaluate_batches",
     "Potential": "potential",
     "PotentialFileError": "potential",
     "read_header": "potential",

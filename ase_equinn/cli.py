@@ -298,14 +298,17 @@ def evaluate(
 
     `equinn eval silicon test.xyz --json errors.json --plot parity.png --out predictions.xyz`
     """
-    from .calculator_arguments import find_device
     from .data import Keys, write_frames
-    from .evaluate import evaluate as run
-    from .potential import Potential
+    from .evaluate_batches import load_potential
+    from .evaluate_files import evaluate_files
     from .potential_file import write_atomic
 
-    loaded = Potential.load(potential, dtype=dtype.value, device=find_device(device))
-    result = run(loaded, files, keys=Keys(energy_key, forces_key, stress_key, virial_key))
+    loaded = load_potential(potential, device=device, dtype=dtype.value)
+    with show.progress_bar("eval", 1) as advance:
+        result = evaluate_files(
+            loaded, files, keys=Keys(energy_key, forces_key, stress_key, virial_key),
+            report=lambda done, total: advance(done, total=total),
+        )  # fmt: skip
     show.errors(result.errors)
     if json_file:
         write_atomic(json_file, (json.dumps(result.errors, indent=2) + "\n").encode())

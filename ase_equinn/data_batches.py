@@ -73,19 +73,6 @@ def join(batches: Sequence[Batch]) -> Batch:
     return Batch(graphs, *(torch.cat(parts) for parts in list(zip(*batches, strict=True))[1:]))
 
 
-def chunks(batches: Sequence[Batch], max_edges: int = 50_000) -> list[list[int]]:
-    """Consecutive indices grouped so that a group has at most `max_edges` edges, or a single structure."""
-    groups, edges = [], 0
-    for i, batch in enumerate(batches):
-        n = batch.graphs[0].edge_index.shape[1]
-        if not groups or edges + n > max_edges:
-            groups.append([])
-            edges = 0
-        groups[-1].append(i)
-        edges += n
-    return groups
-
-
 class EpochBatches:
     """The training batches of epoch after epoch: an iterable whose order depends on (seed, epoch) alone.
 

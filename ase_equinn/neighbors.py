@@ -16,7 +16,7 @@ from ase_equinn.neighbors_search import torch_cluster_pairs, vesin_pairs
 
 BACKENDS = {"vesin": vesin_pairs, "torch_cluster": torch_cluster_pairs}
 _FLAT = 1e-8  # periodic cell vectors scaled to unit length that span less than this are degenerate
-_MAX_CELLS = 2**29  # atoms farther than this many cells from the origin would overflow the int32 shifts
+MAX_CELLS = 2**29  # atoms farther than this many cells from the origin would overflow the int32 shifts
 
 
 class Pairs(NamedTuple):
@@ -132,7 +132,7 @@ class NeighborList:
         # The margin covers round-off, so that no pair is lost to it far from the origin either.
         radius = self.cutoff + self.skin + 1e-9 + 1e-14 * positions.abs().max().item()
         edge_index, shift = BACKENDS[self.backend](wrapped, frame, pbc, radius)
-        order = torch.argsort(_canonical_key(edge_index, shift, len(positions)))
+        order = torch.argsort(canonical_key(edge_index, shift, len(positions)))
         edge_index, shift = edge_index.index_select(1, order), shift.index_select(0, order)
         shift = shift + (count.index_select(0, edge_index[0]) - count.index_select(0, edge_index[1]))
         counts = shift.T.to(torch.float64, memory_format=torch.contiguous_format)
@@ -221,13 +221,13 @@ def _wrap(positions, frame, inverse, pbc) -> tuple[torch.Tensor, torch.Tensor]:
     device = positions.device
     scaled = positions @ torch.from_numpy(inverse).to(device)
     count = torch.floor(scaled) * torch.from_numpy(pbc).to(device)
-    if count.abs().max().item() > _MAX_CELLS:
+    if count.abs().max().item() > MAX_CELLS:
         atom = count.abs().amax(1).argmax().item()
         raise ValueError(f"atom {atom} is too many cells away from the origin: {positions[atom].tolist()}")
     return positions - count @ torch.from_numpy(frame).to(device), count.to(torch.int64)
 
 
-def _canonical_key(edge_index: torch.Tensor, shift: torch.Tensor, n_atoms: int) -> torch.Tensor:
+def canonical_key(edge_index: torch.Tensor, shift: torch.Tensor, n_atoms: int) -> torch.Tensor:
     """One number a pair, ascending in (i, j, S); 63 bits are plenty for shifts between wrapped atoms."""
     key = edge_index[0] * n_atoms + edge_index[1]
     if len(shift):

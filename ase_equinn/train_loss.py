@@ -53,7 +53,7 @@ def penalty(config: LossConfig, x: Tensor) -> Tensor:
 
 
 def loss_of_predictions(config: LossConfig, samples: Sequence[Batch], predictions: Sequence[Prediction]) -> float:
-    """The loss over a whole set that `evaluate.predict` went through."""
+    """The loss over a whole set that `evaluate_files.predict` went through."""
     labels = join([sample._replace(graphs=()) for sample in samples])
     difference = Residuals(
         (torch.tensor([p.energy for p in predictions], dtype=torch.float64) - labels.energy) / labels.n_atoms,

@@ -12,7 +12,7 @@ import torch
 from .data import Frame
 from .data_batches import Batch, EpochBatches
 from .derivatives import derivatives
-from .evaluate import predict
+from .evaluate_files import predict
 from .metrics import errors
 from .potential import Potential
 from .train_checkpoint import Checkpoint, load_optimizer, optimizer_tensors

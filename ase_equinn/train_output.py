@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .data import Frame, write_frames
 from .data_batches import prepare
-from .evaluate import predict
+from .evaluate_files import predict
 from .graph import edge_vectors
 from .metrics import errors
 from .plot import plot_learning_curve, plot_parity, save_figure

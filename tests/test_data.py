@@ -17,7 +17,7 @@ from ase_equinn.data import (
     split,
     write_frames,
 )
-from ase_equinn.data_batches import EpochBatches, chunks, join, prepare
+from ase_equinn.data_batches import EpochBatches, join, prepare
 from ase_equinn.metrics import Prediction
 
 
@@ -256,11 +256,3 @@ def test_epochs_visit_every_frame_in_an_order_of_their_own(tmp_path):
         orders.append([e for group in energies for e in group])
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(float(s.energy) for s in samples)
-
-
-def test_chunks_bound_the_edges(tmp_path):
-    samples = prepare(read_frames(save(tmp_path / "a.xyz", copper(5))).frames, [4.0])
-    edges = [s.graphs[0].edge_index.shape[1] for s in samples]
-    groups = chunks(samples, max_edges=edges[0] + edges[1])
-    assert [i for group in groups for i in group] == list(range(5)) and len(groups[0]) == 2
-    assert chunks(samples, max_edges=1) == [[i] for i in range(5)]

@@ -9,7 +9,7 @@ from labelled import copper, save
 from ase_equinn.data import Frame, read_frames
 from ase_equinn.data_batches import join, prepare
 from ase_equinn.derivatives import derivatives
-from ase_equinn.evaluate import predict
+from ase_equinn.evaluate_files import predict
 from ase_equinn.metrics import errors
 from ase_equinn.train_config import ConfigError, LossConfig, load_config
 from ase_equinn.train_loss import Residuals, loss, loss_of_predictions, penalty, residuals

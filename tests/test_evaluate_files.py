@@ -8,7 +8,7 @@ from labelled import copper, label, save
 
 from ase_equinn.data import read_frames
 from ase_equinn.data_batches import prepare
-from ase_equinn.evaluate import evaluate, predict
+from ase_equinn.evaluate_files import evaluate_files, predict
 from ase_equinn.models.schnet import SchNet
 from ase_equinn.plot import plot_learning_curve, plot_parity, save_figure
 from ase_equinn.potential import Potential
@@ -44,7 +44,7 @@ def test_predictions_do_not_depend_on_batches(potential, file):
 
 def test_errors_vanish_on_the_potentials_own_numbers(potential, file, tmp_path):
     """Labels replaced by the predictions: what is left is the rounding of extxyz, 1e-8 eV/A in each force."""
-    result = evaluate(potential, file)
+    result = evaluate_files(potential, file)
     own = [
         frame._replace(energy=p.energy, forces=p.forces, stress=p.stress)
         for frame, p in zip(result.frames, result.predictions)
@@ -52,7 +52,7 @@ def test_errors_vanish_on_the_potentials_own_numbers(potential, file, tmp_path):
     from ase_equinn.data import write_frames
 
     write_frames(tmp_path / "own.xyz", own)
-    found = evaluate(potential, tmp_path / "own.xyz").errors
+    found = evaluate_files(potential, tmp_path / "own.xyz").errors
     assert found["n_frames"] == 5
     for key in ("energy_mae", "force_mae", "stress_mae"):
         assert found[key] < 1e-4 < result.errors[key], key
@@ -62,11 +62,11 @@ def test_errors_vanish_on_the_potentials_own_numbers(potential, file, tmp_path):
 def test_unknown_element_is_named(potential, tmp_path):
     path = save(tmp_path / "w.xyz", [label(molecule("H2O"))])
     with pytest.raises(ValueError, match=r"w.xyz:0: atom 1 has atomic number 1 \(H\); supported: O, Cu"):
-        evaluate(potential, path)
+        evaluate_files(potential, path)
 
 
 def test_plots_show_what_they_are_given(potential, file, tmp_path):
-    result = evaluate(potential, file)
+    result = evaluate_files(potential, file)
     figure = plot_parity({"test": (result.frames, result.predictions)})
     assert [axes.get_xlabel().split()[1] for axes in figure.axes] == ["energy", "force", "stress"]
     shown = figure.axes[0].get_lines()[1].get_xydata()

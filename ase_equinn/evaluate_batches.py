@@ -1,0 +1,250 @@
+"""Many structures at once: on small ones a batch is several times faster than one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from .backend import use_backend
+from .calculator_arguments import find_device, load_models, one_of
+from .calculator_results import check_finite
+from .derivatives import Derivatives, derivatives, energy_only
+from .evaluate_memory import Budget, in_groups
+from .graph import Graph, check_atoms, check_coincident
+from .neighbors_batch import BatchNeighborList
+from .potential import Potential
+
+PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "stresses")
+WITHOUT_GRADIENT = {"energy", "free_energy", "energies"}
+PERIODIC = {"stress", "stresses"}
+MAX_EDGES = {"cpu": 50_000, "cuda": 1_000_000}  # of a batch: what fills the caches, what fills a GPU
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def evaluate(
+    structures: Sequence[Atoms],
+    potential: str | Path | Potential,
+    properties: Sequence[str] | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    backend: str = "auto",
+    max_edges: int | None = None,
+    progress: bool | Callable[[int, int], None] = True,
+) -> list[dict]:
+    """For each structure what `EquiCalculator` gives for it alone, to the round-off of sums in another order.
+
+    Args:
+        structures: any mixture of sizes, elements and boundary conditions; left unchanged.
+        potential: folder, file, shipped name, or a Potential (copied).
+        properties: some of energy, free_energy, energies, forces, stress, stresses; energies alone take no gradient.
+            None means all that each structure has: stress and stresses only where it is periodic in three directions.
+        device, dtype, backend: see `EquiCalculator`.
+        max_edges: of a batch; None means 50,000 on the CPU, 1,000,000 on a GPU. A batch that does not fit into memory
+            is halved, and so are those after it.
+        progress: a bar on a terminal, none, or a function that is told how many structures are done and how many
+            there are.
+
+    Returns:
+        a dict of results for each structure, in ASE's names, units, shapes and signs; float64.
+
+    Raises:
+        TypeError, ValueError: a structure that cannot be evaluated, with its number, the atom and the value.
+        PropertyNotImplementedError: stress asked for where not all directions are periodic; a property of no such name.
+        CalculationFailed: a result that is not finite.
+        MemoryError: one structure alone that does not fit into memory.
+    """
+    if isinstance(structures, Atoms):
+        raise TypeError("evaluate takes a list of structures, got one Atoms: evaluate([atoms], ...)")
+    structures = list(structures)
+    loaded = load_potential(potential, device=device, dtype=dtype, backend=backend)
+    with _reported(progress) as report:
+        return evaluate_with(
+            loaded, structures, properties, names=_numbered(len(structures)), max_edges=max_edges, report=report
+        )
+
+
+def load_potential(potential: str | Path | Potential, *, device="auto", dtype="float32", backend="auto") -> Potential:
+    """A potential of its own for evaluation, as EquiCalculator makes it of the same arguments."""
+    if isinstance(potential, list | tuple):
+        raise TypeError(f"one potential is evaluated at a time, got {len(potential)}: committees need EquiCalculator")
+    place, kind = find_device(device), _DTYPES[one_of("dtype", dtype, _DTYPES)]
+    (stored,), _ = load_models(potential)
+    loaded = stored.to(device=place, dtype=kind).requires_grad_(False).eval()
+    use_backend(loaded, backend)
+    return loaded
+
+
+def evaluate_with(
+    potential: Potential,
+    structures: Sequence[Atoms],
+    properties: Sequence[str] | None = None,
+    *,
+    names: Sequence[str],
+    max_edges: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+    lists: dict[float, BatchNeighborList] | None = None,
+) -> list[dict]:
+    """`evaluate` with a potential as it is; `names` stand for the structures in error messages.
+
+    Args:
+        lists: a neighbour list for each cutoff, kept by the caller, whose skin saves searches where the same structures
+            come again.
+    """
+    if properties is not None:
+        _check_properties(structures, properties, names)
+    gradient = properties is None or not WITHOUT_GRADIENT.issuperset(properties)
+    budget = Budget(MAX_EDGES[potential.device.type] if max_edges is None else max_edges)
+    results, done = [], 0
+    for block in _blocks(structures, budget.max_edges if lists is None else None):
+        part, called = structures[block], names[block]
+        graphs, vectors, positions = batch_graphs(part, potential, called, lists)
+        first = torch.tensor([0, *np.cumsum([len(atoms) for atoms in part]).tolist()])
+        edges = graphs[0].row_ptr.cpu()[first].diff().tolist()
+
+        def compute(a: int, b: int):
+            cut = [_slice(g, v, first[a].item(), first[b].item(), a, b) for g, v in zip(graphs, vectors, strict=True)]
+            return _compute(potential, cut, positions[first[a] : first[b]], gradient)
+
+        for a, b, found in in_groups(edges, budget, compute):
+            for k, result in enumerate(_split(found, part[a:b])):
+                _check(result, part[a + k], called[a + k])
+                results.append(result if properties is None else {name: result[name] for name in properties})
+            done += b - a
+            if report:
+                report(done, len(structures))
+    return results
+
+
+def batch_graphs(
+    structures: Sequence[Atoms], potential: Potential, names: Sequence[str], lists=None
+) -> tuple[list[Graph], list[torch.Tensor], torch.Tensor]:
+    """One graph of all structures for each cutoff, its edge vectors, and the positions, on the potential's device."""
+    for atoms, name in zip(structures, names, strict=True):
+        try:
+            check_atoms(atoms, potential.species)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    sizes = [len(atoms) for atoms in structures]
+    positions = torch.from_numpy(np.concatenate([atoms.positions for atoms in structures], dtype=np.float64))
+    cell = torch.from_numpy(np.array([atoms.cell.array for atoms in structures], dtype=np.float64))
+    pbc = torch.from_numpy(np.array([atoms.pbc for atoms in structures]))
+    numbers = torch.from_numpy(np.concatenate([atoms.numbers for atoms in structures], dtype=np.int64))
+    graphs, vectors = [], []
+    for cutoff in potential.cutoffs:
+        pairs = (lists[cutoff] if lists else BatchNeighborList(cutoff)).update(positions, cell, pbc, sizes)
+        graphs.append(graph_of(pairs, numbers, cell, pbc, sizes).to(potential.device))
+        vectors.append(pairs.vectors.to(potential.device))
+    _check_distances(graphs[-1], vectors[-1], names)
+    return graphs, vectors, positions.to(potential.device)
+
+
+def graph_of(pairs, numbers, cell, pbc, sizes: Sequence[int]) -> Graph:
+    """The graph of a batch of structures from its pairs."""
+    batch = torch.repeat_interleave(torch.tensor(sizes, dtype=torch.int64, device=numbers.device))
+    return Graph(numbers, cell, pbc, pairs.edge_index, pairs.shift, pairs.row_ptr, batch, len(sizes))
+
+
+def _compute(potential: Potential, cut: list, positions: torch.Tensor, gradient: bool):
+    graphs, vectors = tuple(graph for graph, _ in cut), tuple(v for _, v in cut)
+    if gradient:
+        found = derivatives(potential, graphs, positions, vectors=vectors)
+        return Derivatives(*(x.cpu() for x in found))
+    return energy_only(potential, graphs, positions, vectors=vectors).cpu()
+
+
+def _slice(graph: Graph, vectors: torch.Tensor, i: int, j: int, first: int, last: int) -> tuple[Graph, torch.Tensor]:
+    """Structures first ... last - 1, which have the atoms i ... j - 1."""
+    a, b = int(graph.row_ptr[i]), int(graph.row_ptr[j])
+    part = Graph(
+        graph.numbers[i:j], graph.cell[first:last], graph.pbc[first:last], graph.edge_index[:, a:b] - i,
+        graph.shift[a:b], graph.row_ptr[i : j + 1] - a, graph.batch[i:j] - first, last - first,
+    )  # fmt: skip
+    return part, vectors[a:b]
+
+
+def _split(found: Derivatives | torch.Tensor, structures: Sequence[Atoms]) -> Iterator[dict]:
+    """ASE's results of each structure of a batch."""
+    sizes = [len(atoms) for atoms in structures]
+    energies = (found if isinstance(found, torch.Tensor) else found.node_energy).split(sizes)
+    if isinstance(found, Derivatives):
+        forces, virials = found.forces.split(sizes), found.node_virial.split(sizes)
+    for k, atoms in enumerate(structures):
+        energy = float(energies[k].sum())
+        result = {"energy": energy, "free_energy": energy, "energies": energies[k].numpy().copy()}
+        if isinstance(found, Derivatives):
+            result["forces"] = forces[k].numpy().copy()
+            if atoms.pbc.all():
+                result["stress"] = full_3x3_to_voigt_6_stress(found.stress[k].numpy())
+                result["stresses"] = full_3x3_to_voigt_6_stress(virials[k].numpy() / atoms.get_volume())
+        yield result
+
+
+def _blocks(structures: Sequence[Atoms], max_edges: int | None) -> Iterator[slice]:
+    """Structures whose graphs are built together: enough atoms for some batches, few enough to bound memory."""
+    most = max(1000, max_edges // 10) if max_edges else float("inf")
+    first, atoms = 0, 0
+    for k, structure in enumerate(structures):
+        n = len(structure) if isinstance(structure, Atoms) else 0  # what is no structure is refused when it is checked
+        if k > first and atoms + n > most:
+            yield slice(first, k)
+            first, atoms = k, 0
+        atoms += n
+    if first < len(structures):
+        yield slice(first, len(structures))
+
+
+def _check_properties(structures: Sequence[Atoms], properties: Sequence[str], names: Sequence[str]) -> None:
+    for name in [properties] if isinstance(properties, str) else properties:
+        if name not in PROPERTIES:
+            raise PropertyNotImplementedError(f"properties can be {', '.join(PROPERTIES)}; got {name!r}")
+    if PERIODIC.intersection(properties):
+        for atoms, name in zip(structures, names, strict=True):
+            if isinstance(atoms, Atoms) and not atoms.pbc.all():
+                pbc = atoms.pbc.tolist()
+                raise PropertyNotImplementedError(f"{name}: stress needs periodicity in all directions, pbc is {pbc}")
+
+
+def _check_distances(graph: Graph, vectors: torch.Tensor, names: Sequence[str]) -> None:
+    try:
+        check_coincident(graph, vectors)
+    except ValueError as error:
+        k = int(graph.batch[graph.edge_index[0, vectors.square().sum(1).argmin()]])
+        text = str(error).replace(f" of structure {k}", "", 1)
+        raise ValueError(f"{names[k]}: {text}") from None
+
+
+def _check(result: dict, atoms: Atoms, name: str) -> None:
+    try:
+        check_finite(result, atoms)
+    except Exception as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def _numbered(n: int) -> list[str]:
+    return [f"structure {k}" for k in range(n)]
+
+
+@contextmanager
+def _reported(progress: bool | Callable[[int, int], None]) -> Iterator[Callable[[int, int], None] | None]:
+    """What to call after each batch: a bar on standard error if that is a terminal, the caller's function, or nothing."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    if not progress:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluate", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
