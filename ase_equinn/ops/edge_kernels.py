@@ -1,6 +1,6 @@
 """IR of what lies between edge vectors in float64 and a network that may run in float32.
 
-Both kernels handle the edges of the atoms first..last (their two integers); `bits` is the network's. The IR can be asked
+Both handle the edges of the atoms first..last (their two integers); `bits` is the network's. The IR can be asked
 for once.
 """
 
@@ -33,7 +33,7 @@ class Split:
 
 
 class Collect:
-    """F_i += sum_j g_ij, F_j -= g_ij, W_i (+)= the symmetric part of sum_j r_ij (x) g_ij; sums in the order of the edges.
+    """F_i += sum_j g_ij, F_j -= g_ij, W_i (+)= the symmetric part of sum_j r_ij (x) g_ij, in the order of edges.
 
     Pointers, in this order: row_ptr, neighbour (int64); vectors r (E, 3) float64; gx, gy, gz (E,); forces (n, 3) and
     node_virial (n, 9), both float64. Forces are always added to, those of neighbours outside first..last as well.

@@ -1,7 +1,7 @@
 """IR of the kernels that treat every atom and channel alone, and of the small sums around them.
 
-All handle the atoms first..last (their first two integers). Row i of a pointer begins at i * stride numbers, each pointer
-with a stride of its own; where a kernel has `dim` components, row (i, m) begins at (i * dim + m) * stride. An output is
+All handle the atoms first..last (their first two integers). Row i of a pointer begins at i * stride numbers, each
+pointer with a stride of its own; where a kernel has `dim` components, row (i, m) begins at (i * dim + m) * stride. An output is
 overwritten, or added to with `accumulate`. The IR can be asked for once.
 """
 
@@ -217,8 +217,8 @@ class Divide(_Rows):
 class DivideBackward(_Rows):
     """dx[i, c] (+)= g[i, c] / s[i],  ds[i] (+)= -sum_c g[i, c] y[i, c] / s[i], with y = x / s.
 
-    Pointers, in this order: s, y, g, then dx, ds as far as they are wanted (None has no pointer). Rows of s and ds are one
-    number.
+    Pointers, in this order: s, y, g, then dx, ds as far as they are wanted (None has no pointer). Rows of s and ds are
+    one number.
     """
 
     def __init__(
