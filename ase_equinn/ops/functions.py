@@ -1,8 +1,8 @@
 """Functions of vectors of numbers, written with `ops.emitter.Emitter`: exp, tanh, logistic, SiLU, softplus.
 
-All rest on x = k ln 2 + r with k an integer and |r| <= ln(2) / 2 (ln 2 in two parts, each product with one rounding) and
-on two Taylor series, of e^r - 1 and of the inverse hyperbolic tangent. A series ends where its next term is below 0.1 ulp
-(float64) or 0.2 ulp (float32) of the sum; 1 ulp is the distance of neighbouring numbers at the result.
+All rest on x = k ln 2 + r with k an integer and |r| <= ln(2) / 2 (ln 2 in two parts, each product with one rounding)
+and on two Taylor series, of e^r - 1 and of the inverse hyperbolic tangent. A series ends where its next term is below
+0.1 ulp (float64) or 0.2 ulp (float32) of the sum; 1 ulp is the distance of neighbouring numbers at the result.
 
 Bounds are of the largest error found against 160-bit arithmetic, rounded up; they hold where e^-|x| is a normal number
 (|x| < 708, in float32 87), further out errors are as small in absolute terms. Large arguments give the limits, never an

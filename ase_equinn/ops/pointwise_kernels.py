@@ -1,8 +1,8 @@
 """IR of the kernels that treat every atom and channel alone, and of the small sums around them.
 
 All handle the atoms first..last (their first two integers). Row i of a pointer begins at i * stride numbers, each
-pointer with a stride of its own; where a kernel has `dim` components, row (i, m) begins at (i * dim + m) * stride. An output is
-overwritten, or added to with `accumulate`. The IR can be asked for once.
+pointer with a stride of its own; where a kernel has `dim` components, row (i, m) begins at (i * dim + m) * stride. An
+output is overwritten, or added to with `accumulate`. The IR can be asked for once.
 """
 
 from __future__ import annotations
