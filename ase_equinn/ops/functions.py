@@ -2,7 +2,7 @@
 
 All rest on x = k ln 2 + r with k an integer and |r| <= ln(2) / 2 (ln 2 in two parts, each product with one rounding)
 and on two Taylor series, of e^r - 1 and of the inverse hyperbolic tangent. A series ends where its next term is below
-0.1 ulp (float64) or 0.2 ulp (float32) of the sum; 1 ulp is the distance of neighbouring numbers at the result.
+0.1 * 2^-52 (float64) or 0.2 * 2^-23 (float32) of the sum. 1 ulp is the distance of neighbouring numbers at the result.
 
 Bounds are of the largest error found against 160-bit arithmetic, rounded up; they hold where e^-|x| is a normal number
 (|x| < 708, in float32 87), further out errors are as small in absolute terms. Large arguments give the limits, never an
@@ -21,8 +21,8 @@ import numpy as np
 from .emitter import Emitter
 
 _MANTISSA = {4: 23, 8: 52}  # bits after the leading one, by bytes of a number
-_EXP_TERMS = {4: 7, 8: 13}  # r^n / n!: the next is 1.6e-8 or 1.2e-17 of e^r - 1 where |r| is largest
-_ATANH_TERMS = {4: 8, 8: 17}  # s^(2n + 1) / (2n + 1): the next is 1.4e-9 or 1.7e-18 of the sum where |s| is 1/3
+_EXP_TERMS = {4: 7, 8: 13}  # r^n / n!: the next is 1.8e-8 or 1.4e-17 of e^r - 1 where |r| is largest
+_ATANH_TERMS = {4: 8, 8: 17}  # s^(2n + 1) / (2n + 1): the next is 1.3e-9 or 1.6e-18 of the sum where |s| is 1/3
 _EXP_RANGE = {4: (-105.0, 90.0), 8: (-750.0, 711.0)}  # beyond: zero, infinity
 
 
