@@ -88,13 +88,13 @@ def check(kernel, bits, n_atoms=7, first=0, last=None, order="random"):
 @pytest.mark.parametrize(("bits", "lanes"), [(bits, lanes) for bits in (32, 64) for lanes in lanes_of(bits)])
 def test_is_a_matrix_product(bits, lanes, by_species):
     """Whole vectors, a column that is left, an outer product, a dot product; components that fit a tile or do not."""
-    for dim in (1, 5, 7, 15):
+    for dim in (1, 5, 15):
         for n_in, n_out, accumulate, bias in ((64, 64, 0, 0), (5, 37, 1, 0), (1, 19, 0, 1), (33, 1, 1, 1)):
             strides = n_in + 3, n_out + 2
             check(LinearKernel(dim, n_in, n_out, *strides, by_species, accumulate, bias, bits=bits, lanes=lanes), bits)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, deadline=None, max_examples=30)
 @given(data=st.data())
 def test_any_sizes(data):
     bits = data.draw(st.sampled_from([32, 64]))
@@ -111,7 +111,7 @@ def test_any_sizes(data):
 
 def test_any_number_of_columns():
     for n_out in range(1, 36):
-        check(LinearKernel(3, 4, n_out, 4, n_out, accumulate=True, bias=True, bits=32, lanes=lanes_of(32)[-1]), 32)
+        check(LinearKernel(9, 4, n_out, 4, n_out, accumulate=True, bias=True, bits=32, lanes=lanes_of(32)[-1]), 32)
 
 
 def test_any_number_of_rows():
@@ -120,28 +120,21 @@ def test_any_number_of_rows():
         check(kernel, 64, n_atoms)
 
 
-def test_atoms_of_one_species_are_found_wherever_runs_begin_and_end():
-    kernel = LinearKernel(2, 9, 17, 9, 17, by_species=True, bits=64, lanes=lanes_of(64)[-1])
-    x, w, y, b, _ = inputs(kernel, 12, 64)
-    for species in ([0] * 12, [2] * 12, [0, 1] * 6, [0] * 5 + [1] + [0] * 6, [0] + [2] * 11, [1] * 11 + [0]):
-        tensors = x, w, y, b, torch.tensor(species)
-        for first, last in ((0, 12), (3, 9), (11, 12), (4, 4)):
-            target = expected(kernel, tensors, first, last)
-            torch.testing.assert_close(run(kernel, tensors, first, last), target, rtol=0, atol=1e-13)
-
-
-def test_the_species_after_the_last_atom_is_not_read():
-    """It could be another process's memory: a row number out of bounds there changes nothing, not even the run's end."""
-    kernel = LinearKernel(1, 4, 8, 4, 8, by_species=True, bits=64, lanes=lanes_of(64)[-1])
-    x, w, y, b, _ = inputs(kernel, 4, 64)
-    good = run(kernel, (x, w, y, b, torch.tensor([1, 1, 1, 1])), 0, 3)
-    assert torch.equal(good, run(kernel, (x, w, y, b, torch.tensor([1, 1, 1, 10**15])), 0, 3))
+def test_atoms_of_one_species_are_found_wherever_they_are():
+    for dim in (1, 2, 15):
+        kernel = LinearKernel(dim, 9, 17, 9, 17, by_species=True, bits=64, lanes=lanes_of(64)[-1])
+        x, w, y, b, _ = inputs(kernel, 150, 64)
+        for species in ([0] * 150, [0, 1] * 75, [0] * 64 + [2] * 86, [1] + [0] * 148 + [2], [2, 1, 0, 0, 1] * 30):
+            tensors = x, w, y, b, torch.tensor(species)
+            for first, last in ((0, 150), (0, 64), (63, 128), (7, 136), (149, 150), (4, 4)):
+                target = expected(kernel, tensors, first, last)
+                torch.testing.assert_close(run(kernel, tensors, first, last), target, rtol=0, atol=1e-13)
 
 
 def test_an_atom_gets_the_same_numbers_wherever_it_is_and_whatever_is_beside_it():
     """Bit by bit: tiles differ in their sizes, not in the order of a sum."""
-    for n_out in (1, 5, 40, 64):
-        kernel = LinearKernel(3, 70, n_out, 70, n_out, bits=32, lanes=lanes_of(32)[-1])
+    for n_out, by_species in ((1, False), (5, True), (40, False), (64, True)):
+        kernel = LinearKernel(3, 70, n_out, 70, n_out, by_species, bits=32, lanes=lanes_of(32)[-1])
         tensors = inputs(kernel, 23, 32)
         whole = run(kernel, tensors, 0, 23)
         for first, last in ((0, 1), (1, 8), (8, 23)):
@@ -170,7 +163,7 @@ def test_groups_cover_all_vectors_and_a_shared_last_one_is_with_the_one_before()
                 for begin, end, step, places in _groups(offsets, 16, most)
                 for start in range(begin, end, step)
             ]
-            assert sum(groups, []) == offsets
+            assert [offset for group in groups for offset in group] == offsets
             assert max(map(len, groups)) <= most
             assert n_vectors == 1 or len(groups[-1]) >= 2
 

@@ -5,7 +5,7 @@ times some vectors of columns, whose sums stay in registers while the loop over 
 
     y[r, c] = b[c] + x[r, 0] W[0, c] + x[r, 1] W[1, c] + ...          (in this order, whatever the tile)
 
-With a weight matrix per species, atoms that follow each other and are of one species make a matrix product together.
+With a weight matrix per species, the atoms of one species in a chunk make a matrix product together, wherever they are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 from .emitter import I64, Emitter
 
 _ATOMS = (12, 6, 4, 2, 1)  # in a tile, as many as the registers allow; then fewer, for what remains
+_CHUNK = 64  # atoms whose species are compared
 _MOST_VECTORS = 4  # of columns in a tile
 
 
@@ -63,51 +64,87 @@ class LinearKernel:
 
     def source(self) -> str:
         e, (first, last) = self.e, self.e.integers
-        if self.by_species:
-            self._runs(first, last)
+        if not self.by_species:
+            self._rows(e.times(first, self.dim), e.times(last, self.dim), e.int(0))
+        elif self.dim <= self._most_rows():
+            self._species(first, last)
         else:
-            self._product(e.times(first, self.dim), e.times(last, self.dim), e.int(0))
+            with e.loop(first, last) as i:
+                start = e.times(i, self.dim)
+                self._rows(start, e.add(start, self.dim), self._weight(e.load_int(self.species, i)))
         return e.finish()
 
-    def _runs(self, first, last) -> None:
-        """One product for every run of atoms of one species."""
-        e = self.e
-        begin = e.b.alloca(I64)
-        e.b.store(first, begin)
-        with e.loop(first, last) as i:
-            end = e.add(i, 1)
-            species = e.load_int(self.species, i)
-            is_last = e.b.icmp_signed("==", end, last)
-            following = e.load_int(self.species, e.b.select(is_last, i, end))
-            with e.b.if_then(e.b.or_(is_last, e.b.icmp_signed("!=", species, following))):
-                start = e.times(e.b.load(begin, typ=I64), self.dim)
-                self._product(start, e.times(end, self.dim), e.times(species, self.n_in * self.n_out))
-                e.b.store(end, begin)
-
-    def _product(self, start, stop, weight) -> None:
+    def _rows(self, start, stop, weight) -> None:
         """Rows start..stop times the matrix that begins at W[weight]."""
-        e = self.e
         for height in self._heights():
-            whole = e.add(start, e.times(e.b.udiv(e.b.sub(stop, start), e.int(height)), height))
-            with e.loop(start, whole, height) as row:
-                self._rows(row, height, weight)
+            whole = self._whole(start, stop, height)
+            with self.e.loop(start, whole, height) as row:
+                self._columns([(row, r) for r in range(height)], weight)
             start = whole
 
-    def _heights(self) -> list[int]:
-        """Rows of the tiles, descending; whole atoms, where two vectors of columns then still fit into the registers."""
-        most = (self.registers - 3) // 2
-        unit = self.dim if self.dim <= most else 1
-        return [unit * n for n in _ATOMS if unit * n <= most]
+    def _species(self, first, last) -> None:
+        """In every chunk of atoms: those of one species, wherever they are, make a product together."""
+        e = self.e
+        left, count, atoms = e.b.alloca(I64), e.b.alloca(I64), e.b.alloca(I64, size=_CHUNK)
+        with e.loop(first, last, _CHUNK) as chunk:
+            n = e.least(e.b.sub(last, chunk), _CHUNK)
+            e.b.store(e.b.lshr(e.int(-1), e.b.sub(e.int(_CHUNK), n)), left)  # bit k: atom k is still to be done
+            with e.loop(0, n) as k:
+                bit = e.b.and_(e.b.lshr(e.b.load(left, typ=I64), k), e.int(1))
+                with e.b.if_then(e.b.icmp_signed("!=", bit, e.int(0))):
+                    species = e.load_int(self.species, e.add(chunk, k))
+                    self._collect(species, chunk, k, n, left, count, atoms)
+                    self._atoms(atoms, e.b.load(count, typ=I64), self._weight(species))
 
-    def _rows(self, row, height: int, weight) -> None:
+    def _collect(self, species, chunk, start, stop, left, count, atoms) -> None:
+        """Lists the atoms of a species among start..stop of the chunk."""
+        e = self.e
+        e.b.store(e.int(0), count)
+        with e.loop(start, stop) as k:
+            atom, found = e.add(chunk, k), e.b.load(count, typ=I64)
+            same = e.b.zext(e.b.icmp_signed("==", species, e.load_int(self.species, atom)), I64)
+            e.store_int(atom, atoms, found)
+            e.b.store(e.add(found, same), count)
+            e.b.store(e.b.and_(e.b.load(left, typ=I64), e.b.not_(e.b.shl(same, k))), left)
+
+    def _atoms(self, atoms, count, weight) -> None:
+        """All rows of `count` listed atoms times the matrix that begins at W[weight]."""
+        e, start = self.e, self.e.int(0)
+        for height in self._heights():
+            n = height // self.dim
+            whole = self._whole(start, count, n)
+            with e.loop(start, whole, n) as k:
+                begins = [e.times(e.load_int(atoms, e.add(k, other)), self.dim) for other in range(n)]
+                self._columns([(begin, m) for begin in begins for m in range(self.dim)], weight)
+            start = whole
+
+    def _weight(self, species):
+        return self.e.times(species, self.n_in * self.n_out)
+
+    def _whole(self, start, stop, step: int):
+        """The end of the whole steps in start..stop."""
+        e = self.e
+        return e.add(start, e.times(e.b.udiv(e.b.sub(stop, start), e.int(step)), step))
+
+    def _most_rows(self) -> int:
+        """Of a tile with two vectors of columns, so that sums, weights and x fit into the registers."""
+        return (self.registers - 3) // 2
+
+    def _heights(self) -> list[int]:
+        """Rows of the tiles, descending: those of whole atoms, where one fits."""
+        unit = self.dim if self.dim <= self._most_rows() else 1
+        return [unit * n for n in _ATOMS[self.by_species :] if unit * n <= self._most_rows()]
+
+    def _columns(self, rows: list, weight) -> None:
+        """All columns of a tile's rows, each given as (row, how many further)."""
         if self.n_out == 1:
-            self._dots(row, height, weight)
+            self._dots(rows, weight)
             return
         width, offsets = self._vectors()
-        most = min(_MOST_VECTORS, (self.registers - 1) // (height + 1))
+        most = min(_MOST_VECTORS, (self.registers - 1) // (len(rows) + 1))
         for start, stop, step, places in _groups(offsets, width, most):
             with self.e.piece(start, stop, step) as column:
-                self._tile(row, height, weight, [self.e.add(column, place) for place in places], width)
+                self._tile(rows, weight, [self.e.add(column, place) for place in places], width)
 
     def _vectors(self) -> tuple[int, list[int]]:
         """(width, offsets) of vectors that cover the columns; the last may share some with the one before."""
@@ -115,51 +152,50 @@ class LinearKernel:
         offsets = list(range(0, self.n_out - width + 1, width))
         return width, offsets + [self.n_out - width] if self.n_out % width else offsets
 
-    def _tile(self, row, height: int, weight, columns: list, width: int) -> None:
+    def _tile(self, rows: list, weight, columns: list, width: int) -> None:
         """Reads all of y before it writes any: vectors that share columns write the same."""
         e, sums = self.e, {}
-        for r in range(height):
+        for r, row in enumerate(rows):
             for c, column in enumerate(columns):
                 sums[r, c] = e.variable(width)
-                e.set(sums[r, c], self._initial(row, r, column, width))
+                e.set(sums[r, c], self._initial(row, column, width))
         with e.piece(0, self.n_in, 1) as k:
             place = e.add(e.times(k, self.n_out), weight)
             weights = [e.load(self.w, e.add(place, column), width) for column in columns]
-            for r in range(height):
-                x = e.splat(e.load(self.x, self._x_index(row, r, k)), width)
+            for r, row in enumerate(rows):
+                x = e.splat(e.load(self.x, self._index(row, self.in_stride, k)), width)
                 for c, w in enumerate(weights):
                     e.set(sums[r, c], e.fma(x, w, e.get(sums[r, c], width)))
         for (r, c), slot in sums.items():
-            e.store(e.get(slot, width), self.y, self._y_index(row, r, columns[c]))
+            e.store(e.get(slot, width), self.y, self._index(rows[r], self.out_stride, columns[c]))
 
-    def _dots(self, row, height: int, weight) -> None:
+    def _dots(self, rows: list, weight) -> None:
         """A single column: vectors run over k."""
         e = self.e
-        totals = [self._initial(row, r, e.int(0), 1) for r in range(height)]
+        totals = [self._initial(row, e.int(0), 1) for row in rows]
         for start, stop, width in e.pieces(self.n_in):
-            sums = [e.variable(width) for _ in range(height)]
+            sums = [e.variable(width) for _ in rows]
             for slot in sums:
                 e.set(slot, e.const(0, width))
             with e.piece(start, stop, width) as k:
                 w = e.load(self.w, e.add(weight, k), width)
-                for r, slot in enumerate(sums):
-                    x = e.load(self.x, self._x_index(row, r, k), width)
+                for row, slot in zip(rows, sums):
+                    x = e.load(self.x, self._index(row, self.in_stride, k), width)
                     e.set(slot, e.fma(x, w, e.get(slot, width)))
             totals = [e.b.fadd(total, e.sum(e.get(slot, width), width)) for total, slot in zip(totals, sums)]
-        for r, total in enumerate(totals):
-            e.store(total, self.y, self._y_index(row, r, e.int(0)))
+        for row, total in zip(rows, totals):
+            e.store(total, self.y, self._index(row, self.out_stride, e.int(0)))
 
-    def _initial(self, row, r: int, column, width: int):
-        """What the products of row + r are added to."""
+    def _initial(self, row: tuple, column, width: int):
+        """What the products of a row are added to."""
         e = self.e
-        out = e.load(self.y, self._y_index(row, r, column), width) if self.accumulate else e.const(0, width)
+        place = self._index(row, self.out_stride, column)
+        out = e.load(self.y, place, width) if self.accumulate else e.const(0, width)
         return out if self.b is None else e.b.fadd(out, e.load(self.b, column, width))
 
-    def _x_index(self, row, r: int, k):
-        return self.e.add(self.e.add(self.e.times(row, self.in_stride), k), r * self.in_stride)
-
-    def _y_index(self, row, r: int, column):
-        return self.e.add(self.e.add(self.e.times(row, self.out_stride), column), r * self.out_stride)
+    def _index(self, row: tuple, stride: int, channel):
+        start, further = row
+        return self.e.add(self.e.add(self.e.times(start, stride), channel), further * stride)
 
 
 def _groups(offsets: list[int], width: int, most: int) -> list[tuple[int, int, int, tuple[int, ...]]]:
