@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .irreps import clebsch_gordan
+from .ops.symbols import is_symbolic
 from .radial import check_count
 
 LMAX = 8
@@ -52,6 +53,8 @@ def spherical_harmonics(lmax: int, vectors: Tensor, normalize: bool = True) -> T
     Source: the recurrence is e3nn's (arXiv:2207.09453, section on spherical harmonics), here on stacked components.
     """
     lmax = check_lmax("spherical_harmonics", lmax)
+    if is_symbolic(vectors) and normalize:
+        return vectors.harmonics(lmax)
     if vectors.dim() < 1 or vectors.shape[-1] != 3 or not vectors.is_floating_point():
         raise ValueError(
             f"spherical_harmonics: expected floating-point vectors of shape (..., 3), "

@@ -7,10 +7,11 @@ import logging
 import torch
 
 from .derivatives import derivatives
-from .graph import Graph
+from .graph import Graph, edge_vectors
 from .neighbors import neighbor_list
 from .ops.conv import chosen_backend
 from .potential import Potential
+from .programs import Programs
 
 BACKENDS = ("auto", "reference", "llvm")
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # of the largest force: round-off in another order of summation
@@ -46,6 +47,40 @@ def use_backend(potential: Potential, backend: str) -> str:
     return "reference"
 
 
+def checked_programs(potential: Potential, backend: str) -> Programs | None:
+    """The native programs of a potential whose operators run on generated kernels, compared with the reference.
+
+    None for the reference, and with "auto" where the programs differ from it (the reason is logged) or none is possible.
+
+    Args:
+        potential: as `use_backend` left it; frozen.
+        backend: what was asked for, see `use_backend`.
+
+    Raises:
+        RuntimeError: "llvm" asked for, and the programs differ from the reference.
+    """
+    modules = [module for module in potential.modules() if hasattr(module, "backend")]
+    chosen = {module.backend for module in modules}
+    if chosen != {"llvm"}:
+        return None
+    programs = Programs(potential)
+    graphs, positions = _cluster(potential)
+    _tell(modules, "reference")
+    expected = derivatives(potential, graphs, positions).forces
+    _tell(modules, "llvm")
+    try:
+        vectors = tuple(edge_vectors(graph, positions) for graph in graphs)
+        problem = _off("native programs", programs(graphs, positions, vectors).forces, expected, potential.dtype)
+    except Exception as error:  # whatever a machine's compiler may say
+        problem = f"native programs do not run: {type(error).__name__}: {error}"
+    if problem is None:
+        return programs if len(programs.in_torch) < len(potential.models) else None
+    if backend != "auto":
+        raise RuntimeError(f'backend="{backend}" is not to be trusted here: {problem}')
+    _log.warning("models run in torch, not as native programs: %s", problem)
+    return None
+
+
 def _tell(modules, backend: str) -> None:
     for module in modules:
         module.backend = backend
@@ -61,10 +96,15 @@ def _difference(potential: Potential, modules, chosen: str) -> str | None:
     _tell(modules, "reference")
     expected = derivatives(potential, graphs, positions).forces
     _tell(modules, chosen)
-    error, scale = (ours - expected).abs().max().item(), expected.abs().max().item()
-    if error <= TOLERANCE[potential.dtype] * scale + 1e-30:
+    return _off(f"{chosen} kernels", ours, expected, potential.dtype)
+
+
+def _off(what: str, forces: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> str | None:
+    """Says by how much the forces are wrong, if they are."""
+    error, scale = (forces - expected).abs().max().item(), expected.abs().max().item()
+    if error <= TOLERANCE[dtype] * scale + 1e-30:
         return None
-    return f"{chosen} kernels give forces {error:.3g} eV/A off on a cluster whose largest force is {scale:.3g} eV/A"
+    return f"{what} give forces {error:.3g} eV/A off on a cluster whose largest force is {scale:.3g} eV/A"
 
 
 def _cluster(potential: Potential, n_atoms: int = 12) -> tuple[tuple[Graph, ...], torch.Tensor]:

@@ -11,6 +11,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase_equinn.derivatives import derivatives, energy_only
 from ase_equinn.graph import Graph
 from ase_equinn.potential import Potential
+from ase_equinn.programs import Programs
 
 STD = {"energy": "energy_std", "forces": "forces_std", "stress": "stress_std"}  # what a committee adds
 PER_ATOM = ("energies", "forces", "stresses", "forces_std", "descriptors")
@@ -22,6 +23,7 @@ def evaluate(
     vectors: dict[float, torch.Tensor],
     positions: torch.Tensor,
     gradient: bool,
+    programs: Programs | None = None,
 ) -> dict:
     """Energies, and with `gradient` forces and (if fully periodic) stresses, in ASE's names, units and order.
 
@@ -29,17 +31,24 @@ def evaluate(
         graphs: one for each of the potential's cutoffs, possibly more.
         vectors: their edge vectors, (E, 3) float64, A.
         positions: (n, 3) float64, A, on the potential's device.
+        programs: the potential's, if it has some.
     """
     own = tuple(graphs[cutoff] for cutoff in potential.cutoffs)
     known = tuple(vectors[cutoff] for cutoff in potential.cutoffs)
-    if not gradient:
+    if programs is not None:
+        found = programs(own, positions, known, gradient)
+    elif gradient:
+        found = derivatives(potential, own, positions, vectors=known)
+    else:
         return _energies(energy_only(potential, own, positions, vectors=known))
-    found = derivatives(potential, own, positions, vectors=known)
-    results = _energies(found.node_energy) | {"forces": found.forces.cpu().numpy()}
+    results = _energies(found.node_energy)
+    if not gradient:
+        return results
+    results["forces"] = found.forces.cpu().numpy()
     if own[0].pbc.all():
-        volume = abs(np.linalg.det(own[0].cell[0].cpu().numpy()))
-        results["stress"] = full_3x3_to_voigt_6_stress(found.stress[0].cpu().numpy())
-        results["stresses"] = full_3x3_to_voigt_6_stress((found.node_virial / volume).cpu().numpy())
+        stresses = found.node_virial.cpu().numpy() / abs(np.linalg.det(own[0].cell[0].cpu().numpy()))
+        results["stress"] = full_3x3_to_voigt_6_stress(stresses.sum(0))
+        results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
     return results
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .irreps import Irreps
 from .ops.radial_table import RadialTable
+from .ops.symbols import is_symbolic
 from .ops.tabulate import Tabulator, Taylor, silu_series, taylor_function, taylor_linear
 
 MAX_ATOMIC_NUMBER = 118
@@ -63,6 +64,8 @@ class SpeciesIndex(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
+        if is_symbolic(numbers):
+            return numbers.trace.index_species(numbers, self.species)
         return self.table[numbers]
 
 
@@ -134,11 +137,15 @@ class Linear(nn.Module):
         """Atoms sorted by species, the place of each atom among them, and how many atoms each species has."""
         if self.n_species is None or self.n_species == 1:
             return None
+        if is_symbolic(species):
+            return species
         order = torch.argsort(species, stable=True)
         return order, torch.argsort(order), torch.bincount(species, minlength=self.n_species).tolist()
 
     @staticmethod
     def _by_species(x: Tensor, weight: Tensor, rows: tuple[Tensor, Tensor, list[int]]) -> Tensor:
+        if is_symbolic(x):
+            return x.linear(weight, by_species=True)
         order, place, counts = rows
         parts = x.index_select(0, order).split(counts)
         out = [part @ weight[s] for s, part in enumerate(parts) if len(part)]

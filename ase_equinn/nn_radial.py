@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .graph import Graph
 from .nn import second_moment_factor, silu
 from .ops.radial_table import RadialTable
+from .ops.symbols import is_symbolic
 from .ops.tabulate import Tabulator, Taylor, silu_series, taylor_function, taylor_linear, taylor_product
 from .radial import BASES, check_count, polynomial_envelope
 from .radial_transforms import TRANSFORMS, covalent_radius
@@ -71,13 +72,15 @@ class Pairs(NamedTuple):
 
 def find_pairs(options: RadialOptions, graph: Graph, species: Tensor) -> Pairs:
     """Only pairs whose elements are both present get a table."""
-    if options.transform is None or not len(species):
+    if options.transform is None or not is_symbolic(species) and not len(species):
         return Pairs(((0, 0),), None)
-    present = torch.unique(species).tolist()
+    present = species.trace.present_species() if is_symbolic(species) else torch.unique(species).tolist()
     pairs = [(a, b) for k, a in enumerate(present) for b in present[k:]]
     number = torch.zeros(present[-1] + 1, present[-1] + 1, dtype=torch.int64)
     for k, (a, b) in enumerate(pairs):
         number[a, b] = number[b, a] = k
+    if is_symbolic(species):
+        return Pairs(tuple(pairs), species.trace.tables(number))
     centre, neighbour = species.index_select(0, graph.edge_index[0]), species.index_select(0, graph.edge_index[1])
     return Pairs(tuple(pairs), number.to(species.device)[centre, neighbour])
 

@@ -54,6 +54,7 @@ class Potential(nn.Module):
     Attributes:
         species: atomic numbers that every model knows, ascending.
         cutoffs: distinct cutoffs in A, descending; `graphs` and `vectors` below are tuples parallel to it.
+        graph_of: for every model the index of its cutoff.
 
     Raises:
         ValueError: models without a common species, or energies that are not finite or miss a species.
@@ -75,7 +76,7 @@ class Potential(nn.Module):
         self.models = nn.ModuleList(models)
         self.species = _common_species(models)
         self.cutoffs = _cutoffs(models)
-        self._graph_of = tuple(self.cutoffs.index(float(model.cutoff)) for model in models)
+        self.graph_of = tuple(self.cutoffs.index(float(model.cutoff)) for model in models)
         self.scale = _scales(scale, len(models))
         references = dict.fromkeys(self.species, 0.0) if reference_energies is None else reference_energies
         self.reference_energies = _per_species("reference_energies", references, self.species)
@@ -118,10 +119,14 @@ class Potential(nn.Module):
         Returns:
             (n,) eV, float64; nan for an element that is not in `species`.
         """
-        energy = self._offset[graphs[0].numbers]
-        for model, k, scale in zip(self.models, self._graph_of, self.scale, strict=True):
+        energy = self.node_offset(graphs[0].numbers)
+        for model, k, scale in zip(self.models, self.graph_of, self.scale, strict=True):
             energy = torch.add(energy, model(graphs[k], vectors[k]), alpha=scale)
         return energy
+
+    def node_offset(self, numbers: Tensor) -> Tensor:
+        """shift + reference energy of each atom, (n,) eV, float64; nan for an element that is not in `species`."""
+        return self._offset[numbers]
 
     def descriptors(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> Tensor:
         """Rotation-invariant features (n, k) of each atom: those of every model that has some, side by side.
@@ -131,7 +136,7 @@ class Potential(nn.Module):
         """
         parts = [
             model.descriptors(graphs[k], vectors[k])
-            for model, k in zip(self.models, self._graph_of, strict=True)
+            for model, k in zip(self.models, self.graph_of, strict=True)
             if hasattr(model, "descriptors")
         ]
         if not parts:

@@ -15,7 +15,7 @@ LAYERS = {
     "irreps": 0,
     "neighbors": 1, "graph": 1, "radial": 1, "angular": 1, "ops": 1, "ops.": 1,
     "nn": 2, "models": 2, "models.": 2, "terms": 2, "terms.": 2,
-    "potential": 3, "derivatives": 3, "backend": 3, "reference": 3,
+    "potential": 3, "derivatives": 3, "programs": 3, "backend": 3, "reference": 3,
     "calculator": 4, "data": 4, "metrics": 4, "evaluate": 4, "mace": 4,
     "engines": 5, "engines.": 5, "plot": 5, "check": 5, "demo": 5, "elastic": 5, "ase_plugin": 5, "train": 5,
     "bench": 5, "dynamics": 5, "relax": 5, "md": 5, "runfiles": 5,

@@ -55,6 +55,7 @@ class Interaction(nn.Module):
         self.linear_species = Linear(*bypass, n_species)
         self.density = radial(1, density=True) if kind.endswith("density") else None
         self.density_paths = ConvPaths(_SCALAR, 0, _SCALAR)
+        self.register_buffer("one", torch.ones(n_species, 1, 1), persistent=False)
 
     def forward(self, x: list[Tensor], edges: tuple, graph: Graph, species: Tensor) -> tuple[list[Tensor], dict]:
         """A_i per term of irreps_out, and what bypasses by (l, p).
@@ -70,11 +71,8 @@ class Interaction(nn.Module):
         messages = conv(self.paths, sent, lengths, sh, self.radial.table(pairs), graph, self.backend)
         norm: float | Tensor = self.avg_num_neighbors
         if self.density is not None:
-            ones = [sent[0].new_ones(len(species), 1, 1)]
-            norm = (
-                1
-                + conv(self.density_paths, ones, lengths, sh[:, :1], self.density.table(pairs), graph, self.backend)[0]
-            )
+            ones, table = [self.one.index_select(0, species)], self.density.table(pairs)
+            norm = 1 + conv(self.density_paths, ones, lengths, sh[:, :1], table, graph, self.backend)[0]
         out = [block / norm for block in self.linear_out(messages)]
         if not self.residual:
             out = self.linear_species(out, species)

@@ -9,12 +9,14 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..angular import spherical_harmonics
 from ..graph import Graph
 from ..irreps import Irreps
 from ..nn import SpeciesIndex
 from ..ops.conv import conv
 from ..ops.paths import ConvPaths
 from ..ops.radial_table import RadialTable
+from ..ops.symbols import is_symbolic
 from ..ops.tabulate import Tabulator, Taylor, taylor_function, taylor_linear, taylor_product
 from ..radial import GaussianBasis, check_count, check_cutoff, cosine_envelope
 
@@ -23,6 +25,8 @@ KNOTS_PER_GAUSSIAN = 8  # forces of the table and of the network agree to 1e-7; 
 
 def shifted_softplus(x: Tensor) -> Tensor:
     """ln((1 + e^x) / 2): smooth, zero at x = 0. Above 40 it is linear, exact to float64 round-off."""
+    if is_symbolic(x):
+        return x.unary("softplus")
     return nn.functional.softplus(x, threshold=40.0) - math.log(2.0)
 
 
@@ -149,7 +153,7 @@ class SchNet(nn.Module):
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features (n_atoms, n_channels) before the readout."""
         lengths = torch.linalg.vector_norm(vectors, dim=1)
-        ones = torch.ones_like(lengths)[:, None]
+        ones = spherical_harmonics(0, vectors)
         x = self.embedding(self.index(graph.numbers))
         for layer in self.layers:
             x = x + layer(x, lengths, ones, graph)

@@ -21,6 +21,7 @@ from ..graph import Graph
 from .conv_fused import fused
 from .paths import ConvPaths
 from .radial_table import RadialTable
+from .symbols import is_symbolic, trace_conv
 
 
 def conv(
@@ -48,6 +49,8 @@ def conv(
         Per term of ``paths.irreps_out`` a tensor (n_atoms, 2l+1, mul); zero for an atom without neighbours. Twice
         differentiable in x, lengths, sh and the table's values.
     """
+    if is_symbolic(lengths, sh):
+        return trace_conv(paths, x, lengths, sh, radial)
     if chosen_backend(backend, lengths.device) == "llvm" and isinstance(radial, RadialTable):
         return fused(paths, x, lengths, sh.T, radial, graph)
     return reference(paths, x, lengths, sh, radial, graph)

@@ -46,6 +46,29 @@ def compile_function(name: str, source: str, n_pointers: int, n_integers: int):
         source: LLVM IR.
         n_pointers, n_integers: its arguments, in this order.
     """
+    arguments = [ctypes.c_void_p] * n_pointers + [ctypes.c_int64] * n_integers
+    return ctypes.CFUNCTYPE(None, *arguments)(_address(name, source, name))
+
+
+def compile_packed(name: str, source: str, n_pointers: int, n_integers: int) -> int:
+    """The address of a function (arguments, first, last) that calls the kernel `name`.
+
+    `arguments` points to the kernel's pointers and then its integers but for the first two, which are `first` and `last`.
+    """
+    n = n_pointers + n_integers - 2
+    loads = [
+        f"  %q{k} = getelementptr i64, ptr %arguments, i64 {k}\n"
+        f"  %a{k} = load {'ptr' if k < n_pointers else 'i64'}, ptr %q{k}\n"
+        for k in range(n)
+    ]
+    passed = [f"ptr %a{k}" for k in range(n_pointers)] + ["i64 %first", "i64 %last"]
+    passed += [f"i64 %a{k}" for k in range(n_pointers, n)]
+    head = "\ndefine void @packed(ptr %arguments, i64 %first, i64 %last) {\n"
+    return _address(name, f'{source}{head}{"".join(loads)}  call void @"{name}"({", ".join(passed)})\n  ret void\n}}\n', "packed")
+
+
+def _address(name: str, source: str, entry: str) -> int:
+    """Of the function `entry` of a module whose kernel is `name`; from the cache, if it was compiled before."""
     with _lock:
         cpu, features = _host()
         key = hashlib.sha256("\0".join([source, cpu, features, llvmlite.__version__]).encode()).hexdigest()
@@ -58,8 +81,7 @@ def compile_function(name: str, source: str, n_pointers: int, n_integers: int):
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         _engines.append(engine)
-        arguments = [ctypes.c_void_p] * n_pointers + [ctypes.c_int64] * n_integers
-        return ctypes.CFUNCTYPE(None, *arguments)(engine.get_function_address(name))
+        return engine.get_function_address(entry)
 
 
 def _object_code(name: str, source: str, target) -> bytes:

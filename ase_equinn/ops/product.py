@@ -19,6 +19,7 @@ from torch import Tensor
 from .conv import chosen_backend
 from .product_fused import fused
 from .product_table import ProductTable
+from .symbols import is_symbolic, trace_product
 
 
 def product(
@@ -36,6 +37,8 @@ def product(
     Returns:
         Per term of ``table.irreps_out`` a tensor (n_atoms, 2l+1, C), differentiable in x and weights.
     """
+    if is_symbolic(*x):
+        return trace_product(table, x, weights)
     if chosen_backend(backend, x[0].device) == "llvm":
         return fused(table, x, weights, species)
     return reference(table, x, weights, species)

@@ -1,0 +1,156 @@
+"""A program evaluates one model with native kernels only: energies, forces and virials, without torch or autograd.
+
+It is a plan (what is computed, and where numbers are kept) with memory and compiled kernels. Nothing is allocated while the
+numbers of atoms and edges stay within what has been reserved.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arena import arena
+from .calls import ARRAYS, Array, Call, Fixed, PartStride, Private, Scratch, calls_of
+from .driver import Steps, drive
+from .plan import Plan
+
+_MIN_EDGES = 500  # per thread: less is not worth waking one
+_BLOCK_BYTES = 1 << 19  # of a block's own buffers: they stay in a core's second cache
+_BLOCK_ATOMS = 64
+
+
+class Evaluation(NamedTuple):
+    """node_energy (n,) in the program's dtype; with gradients forces (n, 3) and node_virial (n, 3, 3), float64."""
+
+    node_energy: Tensor
+    forces: Tensor | None
+    node_virial: Tensor | None
+
+
+class _Memory:
+    """Arrays for up to so many atoms, edges and threads, and the driver's steps that point to them."""
+
+    def __init__(self, program: "Program", n_atoms: int, n_edges: int, n_threads: int):
+        self.sizes = n_atoms, n_edges, n_threads
+        dtype, plan = program.dtype, program.plan
+        self.shared = {b: torch.zeros(n_atoms * plan.rows[b], dtype=dtype) for b in sorted(plan.shared)}
+        self.private = {b: torch.zeros(n_threads, n_atoms * plan.rows[b], dtype=dtype) for b in sorted(plan.private)}
+        calls, arrays, scratch = calls_of(plan, dtype, n_threads)
+        self._calls = calls  # they hold the weights that the steps point to
+        self.arena = torch.zeros(n_threads, program.arena_row * program.block, dtype=dtype)
+        self.scratch = torch.zeros(n_threads, scratch, dtype=dtype)
+        lengths = {"atom": n_atoms, "edge": n_edges}
+        self.arrays = {
+            name: torch.zeros(lengths[of] * n, dtype=dtype if kind is None else kind)
+            for name, (of, n, kind) in arrays.items()
+        }
+        self.arrays["forces"] = torch.zeros(n_threads, n_atoms * 3, dtype=torch.float64)
+        self.arrays["node_virial"] = torch.zeros(n_atoms * 9, dtype=torch.float64)
+        self.shared[plan.seed.buffer].fill_(1.0)
+        self.with_gradient = self._steps(program, calls, dtype.itemsize)
+        self.energy_only = self._steps(program, [call for call in calls if not call.backward], dtype.itemsize)
+
+    def _steps(self, program: "Program", calls: Sequence[Call], size: int) -> tuple[Steps, dict[str, np.ndarray]]:
+        """The driver's arrays, and for everything that changes from run to run the arguments that hold its address."""
+        steps, base, per_thread, per_row, external = [], [], [], [], {}
+        for call in calls:
+            steps.append([call.function, len(base), len(call.arguments)])
+            for argument in call.arguments:
+                if isinstance(argument, Array) and argument.name in ARRAYS:
+                    external.setdefault(argument.name, []).append(len(base))
+                place = (argument, 0, 0) if isinstance(argument, int) else self._place(program, argument, size)
+                for column, number in zip((base, per_thread, per_row), place):
+                    column.append(number)
+        stages = np.searchsorted([call.stage for call in calls], np.arange(program.plan.n_stages + 1))
+        columns = [np.array(column, dtype=np.int64) for column in (stages, base, per_thread, per_row)]
+        named = {name: np.array(places) for name, places in external.items()}
+        return Steps(np.array(steps, dtype=np.int64).reshape(-1, 3), *columns), named
+
+    def _place(self, program: "Program", argument, size: int) -> tuple[int, int, int]:
+        """Address, its step from thread to thread, and from row to row of what only a block has."""
+        if isinstance(argument, Fixed):
+            return argument.tensor.data_ptr(), 0, 0
+        if isinstance(argument, PartStride):
+            return self.private[argument.view.buffer].stride(0), 0, 0
+        if isinstance(argument, Scratch):
+            return self.scratch.data_ptr(), self.scratch.stride(0) * size, 0
+        if isinstance(argument, Array):
+            array = self.arrays.get(argument.name)
+            if array is None:
+                return 0, 0, 0
+            return array.data_ptr(), array.stride(0) * array.itemsize if argument.name == "forces" else 0, 0
+        view = argument.view
+        offset = view.offset * size
+        if isinstance(argument, Private):
+            parts = self.private[view.buffer]
+            return parts.data_ptr() + offset, 0 if argument.all_threads else parts.stride(0) * size, 0
+        if view.buffer in self.shared:
+            return self.shared[view.buffer].data_ptr() + offset, 0, 0
+        start, row = program.places[view.buffer] * program.block * size, program.plan.rows[view.buffer] * size
+        return self.arena.data_ptr() + start + offset, self.arena.stride(0) * size, row
+
+
+class Program:
+    """One model for atoms of given elements.
+
+    Args:
+        plan: see there.
+        dtype: float32 or float64.
+    """
+
+    def __init__(self, plan: Plan, dtype: torch.dtype):
+        self.plan, self.dtype = plan, dtype
+        self.places, self.arena_row = arena(plan)
+        self.arena_row = max(self.arena_row, 1)
+        self.block = max(1, min(_BLOCK_ATOMS, _BLOCK_BYTES // (self.arena_row * dtype.itemsize)))
+        self._memory: _Memory | None = None
+
+    def __call__(
+        self, species: Tensor, row_ptr: Tensor, neighbour: Tensor, vectors: Tensor, gradient: bool = True
+    ) -> Evaluation:
+        """Energies, and with `gradient` forces and virials; the caller owns what is returned.
+
+        Args:
+            species: (n,) int64, rows of the model's species.
+            row_ptr: (n + 1,) int64, first edge of each centre.
+            neighbour: (E,) int64.
+            vectors: (E, 3) float64, A.
+        """
+        n_atoms, n_edges = len(species), len(neighbour)
+        inputs = dict(species=species, row_ptr=row_ptr, neighbour=neighbour, vectors=vectors)
+        inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        ranges = _ranges(inputs["row_ptr"], n_atoms, n_edges)
+        memory = self._reserve(n_atoms, n_edges, len(ranges))
+        steps, external = memory.with_gradient if gradient else memory.energy_only
+        for name, places in external.items():
+            steps.base[places] = inputs[name].data_ptr()
+        forces = memory.arrays["forces"][: len(ranges), : 3 * n_atoms]
+        if gradient:
+            forces.zero_()
+        drive(steps, ranges, self.block)
+        energy = memory.shared[self.plan.energy.buffer]
+        node_energy = energy[: n_atoms * self.plan.rows[self.plan.energy.buffer]].clone()
+        if not gradient:
+            return Evaluation(node_energy, None, None)
+        virial = memory.arrays["node_virial"][: 9 * n_atoms].clone()
+        return Evaluation(node_energy, forces.sum(0).view(n_atoms, 3), virial.view(n_atoms, 3, 3))
+
+    def _reserve(self, n_atoms: int, n_edges: int, n_threads: int) -> _Memory:
+        have = self._memory.sizes if self._memory else (-1, -1, -1)
+        if n_atoms > have[0] or n_edges > have[1] or n_threads > have[2] or n_atoms < have[0] // 4:
+            self._memory = None
+            self._memory = _Memory(self, n_atoms, n_edges + n_edges // 8, n_threads)
+        return self._memory
+
+
+def _ranges(row_ptr: Tensor, n_atoms: int, n_edges: int) -> list[tuple[int, int]]:
+    """Contiguous atoms for each thread, with about equally many edges."""
+    n_threads = max(1, min(torch.get_num_threads(), n_edges // _MIN_EDGES))
+    if n_threads == 1:
+        return [(0, n_atoms)]
+    targets = [n_edges * k // n_threads for k in range(1, n_threads)]
+    cuts = [0, *np.searchsorted(row_ptr.numpy(), targets).tolist(), n_atoms]
+    return list(zip(cuts, cuts[1:]))
