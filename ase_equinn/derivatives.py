@@ -199,6 +199,8 @@ def _sorted_sum(values: Tensor, index: Tensor, n: int) -> Tensor:
 
 def _segment_sum(values: Tensor, row_ptr: Tensor) -> Tensor:
     """Sum of the columns row_ptr[i]:row_ptr[i+1] of `values`, (k, n), one after the other."""
+    if values.shape[1] == 1:  # then any stride passes for contiguous, and segment_reduce follows it out of the tensor
+        values = values.clone(memory_format=torch.contiguous_format)
     offsets = row_ptr.expand(len(values), -1).contiguous()
     return torch.segment_reduce(values, "sum", offsets=offsets, axis=1, unsafe=True)
 
