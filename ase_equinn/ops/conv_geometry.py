@@ -1,16 +1,18 @@
 """IR of what a convolution kernel knows about a block of edges before and after it meets channels, edges in vectors.
 
-Before: knot, Hermite functions with derivatives, and the matrices M = sum of CG Y. After: gradients with respect to Y, or,
-with dr, to the edges' vectors. All of it stands in the scratch: rows of BLOCK numbers, one per edge of the block.
+Before: knot, Hermite functions with derivatives, and the rows of the paths' forms. After: gradients with respect to r and Y,
+or to the edges' vectors. All of it stands in the scratch: rows of BLOCK numbers, one per edge of the block.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from .conv_forms import Form, Row
 from .conv_harmonics import direction, harmonics, harmonics_gradient
-from .conv_variants import Entry, Variant
+from .conv_variants import Variant
 from .emitter import Dual, Emitter
+from .lanes import sums_of, transpose
 from .paths import ConvPaths, Path
 from .radial_table import HERMITE
 
@@ -18,62 +20,69 @@ BLOCK = 32  # edges of one centre handled together; a multiple of the lanes of e
 
 
 class EdgeBlock:
-    """The edges `block` to `block + n` of one centre.
+    """The edges `start` to `start + n` of one centre.
 
     Args:
         e: the kernel's emitter.
         pointers: by name, as ConvKernel lists them.
-        paths, entries: the path table and the elements of its matrices.
+        paths, forms: the path table and how each path is multiplied out.
         variant: of the kernel.
         constants: E, the last interval of a table (int64) and 1 / (knot distance).
+
+    Attributes:
+        n_rows: of the scratch.
     """
 
-    def __init__(self, e: Emitter, pointers: dict, paths: ConvPaths, entries: dict[Path, list[Entry]], variant: Variant, constants):
-        self.e, self.p, self.paths, self.entries, self.variant = e, pointers, paths, entries, variant
+    def __init__(self, e: Emitter, pointers: dict, paths: ConvPaths, forms: dict[Path, Form], variant: Variant, constants):
+        self.e, self.p, self.lmax, self.variant = e, pointers, paths.lmax, variant
         self.n_edges, self.last_interval, self.inverse = constants
-        self.scratch, n_rows = pointers["scratch"][0], sum(map(len, entries.values()))
-        self._bases = {"knot": 0, "h": 2, "h'": 8, "dh": 14, "dh'": 20, "dr": 26}
-        self._bases |= {"M": 27, "M'": 27 + n_rows, "dM": 27 + 2 * n_rows}
+        self.scratch = pointers["scratch"][0]
+        self.rows: list[Row] = list(dict.fromkeys(row for form in forms.values() for row in form.rows))
+        self.degrees = sorted({m for row in self.rows for m, _ in row})  # components of Y that occur
+        sizes = {"knot": 2, "h": 6, "dh": 6, "row": len(self.rows)}
+        if variant.dual:
+            sizes |= {"h'": 6, "dh'": 6, "row'": len(self.rows)}
+        sizes["sums"] = -(-(1 + len(self.degrees)) // e.lanes) * e.lanes
+        self._bases, self.n_rows = {}, 0
+        for name, size in sizes.items():
+            self._bases[name] = self.n_rows
+            self.n_rows += size
 
-    @staticmethod
-    def scratch_size(n_rows: int) -> int:
-        """Numbers of scratch: knots; h and its tangent, h' and its tangent; dr; M, its tangent, dM."""
-        return BLOCK * (27 + 3 * n_rows)
-
-    def begin(self, block, stop) -> None:
-        """Computes knots, Hermite functions and matrices of the edges from `block` up to `stop`, BLOCK at most."""
+    def begin(self, start, stop) -> None:
+        """Computes knots, Hermite functions and rows of the edges from `start` up to `stop`, BLOCK at most."""
         e = self.e
-        self.start = block
-        self.n = e.b.sub(e.least(e.add(block, BLOCK), stop), block)
+        self.start = start
+        self.n = e.b.sub(e.least(e.add(start, BLOCK), stop), start)
         with e.loop(0, self.n, e.lanes) as k:
             edge, mask = e.add(self.start, k), e.mask(e.b.sub(self.n, k))
             if self.variant.vectors:
                 u, length, _ = self._direction(edge, mask)
-                y = dict(enumerate(harmonics(e, self.paths.lmax, u, e.lanes)))
+                y = dict(enumerate(harmonics(e, self.lmax, u, e.lanes)))
             else:
                 length, y = e.load_masked(self.p["r"][0], edge, mask), self._harmonics("Y", edge, mask)
             rate = e.load_masked(self.p["r'"][0], edge, mask) if self.variant.dual else None
             self._radial(k, edge, mask, length, rate)
-            self._matrices("M", k, y)
+            self._combine("row", k, y)
             if self.variant.dual:
-                self._matrices("M'", k, self._harmonics("Y'", edge, mask))
+                self._combine("row'", k, self._harmonics("Y'", edge, mask))
 
     # scratch
 
-    def _row(self, kind: str, number: int, k):
-        return self.e.add(k, BLOCK * (self._bases[kind] + number))
+    def _save(self, value, kind: str, number: int, k) -> None:
+        self.e.store(value, self.scratch, self.e.add(k, BLOCK * (self._bases[kind] + number)))
 
-    def save(self, value, kind: str, number: int, k) -> None:
-        self.e.store(value, self.scratch, self._row(kind, number, k))
-
-    def saved(self, kind: str, number: int, k, width: int = 1):
-        return self.e.load(self.scratch, self._row(kind, number, k), width)
+    def _spread(self, kind: str, number: int, k, width: int):
+        value = self.e.load(self.scratch, self.e.add(k, BLOCK * (self._bases[kind] + number)))
+        return self.e.splat(value, width)
 
     def spread(self, kind: str, number: int, k, width: int) -> Dual:
         """A saved number of edge k in every lane, with its tangent in a dual kernel."""
-        value = self.e.splat(self.saved(kind, number, k), width)
-        tangent = self.e.splat(self.saved(kind + "'", number, k), width) if self.variant.dual else None
-        return Dual(value, tangent)
+        tangent = self._spread(kind + "'", number, k, width) if self.variant.dual else None
+        return Dual(self._spread(kind, number, k, width), tangent)
+
+    def row(self, row: Row, k, width: int) -> Dual:
+        """A row of a form in every lane."""
+        return self.spread("row", self.rows.index(row), k, width)
 
     def knot(self, k):
         """The row of T where the interval of edge k begins."""
@@ -88,8 +97,7 @@ class EdgeBlock:
 
     def _harmonics(self, name: str, edge, mask) -> dict:
         e = self.e
-        used = {m for rows in self.entries.values() for entry in rows for m, _ in entry.terms}
-        return {m: e.load_masked(self.p[name][0], e.add(e.times(self.n_edges, m), edge), mask) for m in sorted(used)}
+        return {m: e.load_masked(self.p[name][0], e.add(e.times(self.n_edges, m), edge), mask) for m in self.degrees}
 
     def _radial(self, k, edge, mask, length, rate) -> None:
         """Knots, and the Hermite functions with their derivatives."""
@@ -108,11 +116,11 @@ class EdgeBlock:
                 polynomials.append(polynomials[-1][1:] * np.arange(1, len(polynomials[-1])))
             value, slope, curvature = (self._horner(c, t, width) for c in polynomials)
             slope = e.mul(slope, inverse)
-            self.save(value, "h", q, k)
-            self.save(slope, "dh", q, k)
+            self._save(value, "h", q, k)
+            self._save(slope, "dh", q, k)
             if self.variant.dual:
-                self.save(e.mul(slope, rate), "h'", q, k)
-                self.save(e.mul(e.mul(curvature, e.mul(inverse, inverse)), rate), "dh'", q, k)
+                self._save(e.mul(slope, rate), "h'", q, k)
+                self._save(e.mul(e.mul(curvature, e.mul(inverse, inverse)), rate), "dh'", q, k)
 
     def _horner(self, coefficients, t, width: int):
         out = self.e.const(coefficients[-1], width)
@@ -120,50 +128,61 @@ class EdgeBlock:
             out = self.e.fma(out, t, self.e.const(c, width))
         return out
 
-    def _matrices(self, kind: str, k, y: dict) -> None:
+    def _combine(self, kind: str, k, y: dict) -> None:
         e = self.e
-        for rows in self.entries.values():
-            for entry in rows:
-                total = None
-                for m, c in entry.terms:
-                    total = e.fma(e.const(c, e.lanes), y[m], total)
-                self.save(total, kind, entry.row, k)
+        for number, row in enumerate(self.rows):
+            total = y[row[0][0]] if row[0][1] == 1.0 else e.mul(e.const(row[0][1], e.lanes), y[row[0][0]])
+            for m, c in row[1:]:
+                total = e.fma(e.const(c, e.lanes), y[m], total)
+            self._save(total, kind, number, k)
 
     # after the channels
 
+    def keep_sums(self, k, slope, dy: dict) -> None:
+        """Adds up over lanes, and keeps for edge k: dr (a full vector of parts) and dY_m (the same, by m)."""
+        e, parts = self.e, [slope, *(dy[m] for m in self.degrees)]
+        size = self._group_rows()
+        self._lanes = []
+        for group in range(0, len(parts), e.lanes):
+            total, lanes = sums_of(e, parts[group : group + e.lanes])
+            self._lanes += [group + lane for lane in lanes]
+            e.store(total, self.scratch, e.add(e.times(k, size), BLOCK * self._bases["sums"] + group))
+
+    def _group_rows(self) -> int:
+        return -(-(1 + len(self.degrees)) // self.e.lanes) * self.e.lanes
+
+    def _sums(self, k) -> tuple:
+        """dr and dY_m of a vector of edges."""
+        e, size, columns = self.e, self._group_rows(), []
+        for group in range(0, size, e.lanes):
+            indices = [e.add(e.times(e.add(k, lane), size), BLOCK * self._bases["sums"] + group) for lane in range(e.lanes)]
+            columns += transpose(e, [e.load(self.scratch, index, e.lanes) for index in indices])
+        ordered = [columns[lane] for lane in self._lanes]
+        return ordered[0], dict(zip(self.degrees, ordered[1:]))
+
     def end(self) -> None:
-        """From dM (and dr) of every edge the gradients that leave the kernel."""
+        """From the sums of every edge the gradients that leave the kernel."""
         e = self.e
         with e.loop(0, self.n, e.lanes) as k:
             edge, mask = e.add(self.start, k), e.mask(e.b.sub(self.n, k))
-            dy = self._harmonics_gradient(k)
+            slope, dy = self._sums(k)
             if self.variant.vectors:
-                self._vectors_gradient(k, edge, mask, dy)
+                self._vectors_gradient(edge, mask, slope, dy)
             else:
-                e.store_masked(self.saved("dr", 0, k, e.lanes), self.p["dr"][0], edge, mask)
-                for m in range((self.paths.lmax + 1) ** 2):
+                e.store_masked(slope, self.p["dr"][0], edge, mask)
+                for m in range((self.lmax + 1) ** 2):
                     index = e.add(e.times(self.n_edges, m), edge)
                     e.store_masked(dy.get(m, e.const(0, e.lanes)), self.p["dY"][0], index, mask)
 
-    def _harmonics_gradient(self, k) -> dict:
-        """dY_m = sum of coefficient * dM, for every m that occurs."""
-        e, dy = self.e, {}
-        for rows in self.entries.values():
-            for entry in rows:
-                matrix = self.saved("dM", entry.row, k, e.lanes)
-                for m, c in entry.terms:
-                    dy[m] = e.fma(e.const(c, e.lanes), matrix, dy.get(m))
-        return dy
-
-    def _vectors_gradient(self, k, edge, mask, dy: dict) -> None:
+    def _vectors_gradient(self, edge, mask, slope, dy: dict) -> None:
         """dL/dvector = dr u + (1 - u u^T) dL/du / r"""
-        e, lmax = self.e, self.paths.lmax
+        e = self.e
         u, _, inverse = self._direction(edge, mask)
-        du = harmonics_gradient(e, lmax, u, harmonics(e, lmax, u, e.lanes), dy, e.lanes)
+        du = harmonics_gradient(e, self.lmax, u, harmonics(e, self.lmax, u, e.lanes), dy, e.lanes)
         radial = None
         for a, b in zip(u, du):
             radial = e.fma(a, b, radial)
-        along = e.b.fsub(self.saved("dr", 0, k, e.lanes), e.mul(radial, inverse))
+        along = e.b.fsub(slope, e.mul(radial, inverse))
         for name, a, b in zip(("gx", "gy", "gz"), u, du):
             gradient = e.fma(along, a, e.mul(b, inverse))
             if self.variant.add_vectors:
