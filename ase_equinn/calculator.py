@@ -25,7 +25,7 @@ from ase_equinn.backend import BACKENDS, checked_programs, use_backend
 from ase_equinn.calculator_arguments import atom_indices, find_device, load_models, one_of
 from ase_equinn.calculator_results import STD, check_finite, evaluate, merge
 from ase_equinn.derivatives import hessian
-from ase_equinn.graph import Graph, check_atoms, check_coincident, graph_and_vectors
+from ase_equinn.graph import COINCIDENT, Graph, check_atoms, check_coincident, graph_and_vectors
 from ase_equinn.neighbors import BACKENDS as NEIGHBORS
 from ase_equinn.neighbors import NeighborList
 from ase_equinn.potential import Potential
@@ -93,6 +93,7 @@ class EquiCalculator(Calculator):
     ):
         self._stored: list[Potential] = []  # as loaded or given, on the CPU: what dtype and device start from
         super().__init__(model=model, device=device, dtype=dtype, skin=skin, backend=backend, neighbors=neighbors)
+        self.use_cache = False  # ASE need not copy the atoms: `calculate` does, and `check_state` compares with that copy
 
     def set(self, **kwargs) -> dict:
         """Changes arguments of the constructor and all that depends on them; returns those that changed.
@@ -265,22 +266,30 @@ class EquiCalculator(Calculator):
         graphs, vectors = {}, {}
         for cutoff, kept in self._lists.items():
             graphs[cutoff], vectors[cutoff] = graph_and_vectors(atoms, cutoff, neighbors=kept, device=self._device)
-        check_coincident(graphs[min(graphs)], vectors[min(graphs)])
+        nearest = self._lists[min(graphs)].nearest
+        if nearest is None or nearest < COINCIDENT:
+            check_coincident(graphs[min(graphs)], vectors[min(graphs)])
         positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64)).to(self._device)
         return graphs, vectors, positions
 
 
 def _same(a, b) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
+        return a.shape == b.shape and bool((a == b).all())
     try:
         return bool(equal(a, b))
     except (ValueError, TypeError):  # values that cannot be compared count as changed
         return False
 
 
+def _own_modes(device: torch.device) -> contextlib.AbstractContextManager:
+    """Without gradients; neither inference mode nor autocast of the caller reaches the potential."""
+    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
+        return _outside(device)
+    return torch.no_grad()
+
+
 @contextlib.contextmanager
-def _own_modes(device: torch.device) -> Iterator[None]:
-    """Neither inference mode nor autocast of the caller reaches the potential."""
+def _outside(device: torch.device) -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from ase import Atoms
@@ -74,10 +76,13 @@ def check_finite(results: dict, atoms: Atoms) -> None:
     Raises:
         CalculationFailed: naming the property, the first atom concerned and the value.
     """
-    for name in sorted(results, key=lambda name: name not in PER_ATOM):
+    wrong = [name for name, values in results.items() if not _finite(values)]
+    for name in sorted(wrong, key=lambda name: name not in PER_ATOM):
         values = np.asarray(results[name])
-        if np.isfinite(values).all():
-            continue
         bad = np.argwhere(~np.isfinite(values))
         atom = f" of atom {bad[0][0]} ({atoms.symbols[bad[0][0]]})" if name in PER_ATOM else ""
         raise CalculationFailed(f"the potential gives {name}{atom} = {values[tuple(bad[0])]} for {atoms.symbols}")
+
+
+def _finite(values: float | np.ndarray) -> bool:
+    return math.isfinite(values) if isinstance(values, float) else bool(np.isfinite(values).all())

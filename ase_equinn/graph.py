@@ -7,16 +7,19 @@ Positions are not part of it: vectors are formed by `edge_vectors`, always in fl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from ase_equinn.neighbors import NeighborList, complete_cell, pair_components
+from ase_equinn.neighbors import NeighborList, complete_cell
+from ase_equinn.neighbors_filter import pair_components
 
 if TYPE_CHECKING:
     from ase import Atoms
 
+_ELEMENTS = tuple(range(1, 119))
 COINCIDENT = 1e-4  # A; atoms closer than this are an error of the input, not a structure
 
 
@@ -63,17 +66,17 @@ def graph_and_vectors(
         neighbors = NeighborList(cutoff, backend=neighbors)
     elif neighbors.cutoff != cutoff:
         raise ValueError(f"the graph's cutoff is {cutoff} A, but the given neighbour list has {neighbors.cutoff} A")
-    cell, pbc = np.array(atoms.cell, dtype=np.float64), np.array(atoms.pbc, dtype=bool)
-    positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64)).to(device)
-    pairs = neighbors.update(positions, cell, pbc)
+    positions, numbers = np.array(atoms.positions, dtype=np.float64), np.array(atoms.numbers, dtype=np.int64)
+    cell, pbc = np.array(atoms.cell.array, dtype=np.float64), np.array(atoms.pbc, dtype=bool)
+    pairs = neighbors.update(torch.from_numpy(positions).to(device), cell, pbc)
     graph = Graph(
-        numbers=torch.from_numpy(np.array(atoms.numbers, dtype=np.int64)).to(device),
+        numbers=torch.from_numpy(numbers).to(device),
         cell=torch.from_numpy(cell[None]).to(device),
         pbc=torch.from_numpy(pbc[None]).to(device),
         edge_index=pairs.edge_index,
         shift=pairs.shift,
         row_ptr=pairs.row_ptr,
-        batch=torch.zeros(len(atoms), dtype=torch.int64, device=device),
+        batch=torch.from_numpy(np.zeros_like(numbers)).to(device),
         n_graphs=1,
     )
     return graph, pairs.vectors
@@ -145,15 +148,24 @@ def check_atoms(atoms: Atoms, species: Sequence[int] | None = None) -> None:
         atom = int(np.flatnonzero(~np.isfinite(positions).all(1))[0])
         raise ValueError(f"the position of atom {atom} is not finite: {positions[atom].tolist()}")
     complete_cell(atoms.cell.array, atoms.pbc)
-    supported = range(1, 119) if species is None else species
-    if not set(numbers.tolist()) <= set(supported):
-        unknown = np.flatnonzero(~np.isin(numbers, supported))
+    supported = _ELEMENTS if species is None else tuple(species)
+    known = _mask(supported).take(numbers, mode="clip")
+    if not known.all():
         from ase.data import chemical_symbols
 
-        number = int(numbers[unknown[0]])
+        atom = int(np.flatnonzero(~known)[0])
+        number = int(numbers[atom])
         symbol = chemical_symbols[number] if 0 <= number < len(chemical_symbols) else "no element"
         names = "all elements" if species is None else ", ".join(chemical_symbols[z] for z in supported)
-        raise ValueError(f"atom {unknown[0]} has atomic number {number} ({symbol}); supported: {names}")
+        raise ValueError(f"atom {atom} has atomic number {number} ({symbol}); supported: {names}")
+
+
+@lru_cache(maxsize=64)
+def _mask(species: tuple[int, ...]) -> np.ndarray:
+    """Whether an atomic number is among them; the first and last entry, for no element, stand for all beyond."""
+    mask = np.zeros(_ELEMENTS[-1] + 2, dtype=bool)
+    mask[list(species)] = True
+    return mask
 
 
 def check_coincident(graph: Graph, vectors: torch.Tensor) -> None:

@@ -7,11 +7,14 @@ one canonical order, ascending in (i, j, S), so that no result depends on how or
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from ase_equinn.neighbors_filter import Memory, NativeFilter, Pairs, TorchFilter, filter_of
 from ase_equinn.neighbors_search import torch_cluster_pairs, vesin_pairs
 
 BACKENDS = {"vesin": vesin_pairs, "torch_cluster": torch_cluster_pairs}
@@ -19,25 +22,14 @@ _FLAT = 1e-8  # periodic cell vectors scaled to unit length that span less than 
 MAX_CELLS = 2**29  # atoms farther than this many cells from the origin would overflow the int32 shifts
 
 
-class Pairs(NamedTuple):
-    """Pairs sorted by (i, j, S); those of centre i are the columns `row_ptr[i]:row_ptr[i + 1]`."""
-
-    edge_index: torch.Tensor  # (2, E) int64: centre, neighbour
-    shift: torch.Tensor  # (E, 3) int32: S
-    row_ptr: torch.Tensor  # (n + 1,) int64
-    vectors: torch.Tensor  # (E, 3) float64, A: r_ij by which the pair was judged
-
-
 class _Built(NamedTuple):
     """What the last build saw, and all pairs within cutoff + skin."""
 
-    positions: torch.Tensor  # (n, 3) float64, a copy
     pbc: np.ndarray  # (3,) bool
+    cell: bytes  # the cell as it was given
     frame: np.ndarray  # (3, 3): complete_cell(cell, pbc)
     inverse: np.ndarray  # its inverse
-    edge_index: torch.Tensor  # (2, E) int64
-    shift: torch.Tensor  # (E, 3) int32
-    counts: torch.Tensor  # (3, E) float64: shift transposed
+    pairs: TorchFilter | NativeFilter
 
 
 class NeighborList:
@@ -57,6 +49,9 @@ class NeighborList:
         cutoff: A; pairs at exactly this distance are excluded.
         skin: A, >= 0.
         backend: "vesin", or "torch_cluster" (an optional package).
+    Attributes:
+        n_builds: how often pairs were searched anew.
+        nearest: no pair of the last update is shorter than this, A; None where that is not known.
     Raises:
         ValueError: for a cutoff, skin or back end that is none of these.
     """
@@ -69,8 +64,9 @@ class NeighborList:
         if backend not in BACKENDS:
             raise ValueError(f"the neighbour list back end must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self.cutoff, self.skin, self.backend = float(cutoff), float(skin), backend
-        self.n_builds = 0  # how often pairs were searched anew
+        self.n_builds, self.nearest = 0, None
         self._built: _Built | None = None
+        self._memory = Memory()
 
     def update(self, positions, cell, pbc) -> Pairs:
         """The pairs with |r_ij| < cutoff at these positions, on the device of the positions.
@@ -86,45 +82,41 @@ class NeighborList:
         if not self._is_valid(positions, cell, pbc):
             self._built = self._build(positions, cell, pbc)
             self.n_builds += 1
-        built = self._built
-        components = torch.stack(pair_components(positions, built.edge_index, built.counts, cell.tolist()))
-        x, y, z = components
-        keep = (x * x + y * y + z * z < self.cutoff**2).nonzero()[:, 0]
-        i = built.edge_index[0].index_select(0, keep)
-        edge_index = torch.stack([i, built.edge_index[1].index_select(0, keep)])
-        row_ptr = torch.searchsorted(i, torch.arange(len(positions) + 1, device=i.device))
-        vectors = components.index_select(1, keep).T.contiguous()
-        return Pairs(edge_index, built.shift.index_select(0, keep), row_ptr, vectors)
+        pairs, self.nearest = self._built.pairs.within(self.cutoff, positions, cell, self._memory)
+        return pairs
 
     def _is_valid(self, positions: torch.Tensor, cell: np.ndarray, pbc: np.ndarray) -> bool:
         """Whether the bound of the class docstring holds. False for input that `_build` will refuse."""
         built = self._built
-        if built is None or positions.shape != built.positions.shape or positions.device != built.positions.device:
+        if built is None:
             return False
-        if not np.array_equal(pbc, built.pbc) or not np.isfinite(cell).all():
+        origin = built.pairs.origin
+        if positions.shape != origin.shape or positions.device != origin.device:
             return False
-        stretch, scaled = 1.0, positions
-        change = cell[pbc] - built.frame[pbc]
-        if change.any():
-            deformation = np.eye(3) + built.inverse[:, pbc] @ change  # F = 1 where no direction is periodic
-            smallest = np.linalg.svd(deformation, compute_uv=False)[-1]
-            if smallest * (self.cutoff + self.skin) < self.cutoff:
+        if pbc.tolist() != built.pbc.tolist():
+            return False
+        stretch, transform = 1.0, None
+        if cell.tobytes() != built.cell:
+            if not np.isfinite(cell).all():
                 return False
-            stretch = 1.0 / smallest
-            scaled = positions @ torch.from_numpy(np.linalg.inv(deformation)).to(positions.device)
+            change = cell[pbc] - built.frame[pbc]
+            if change.any():
+                deformation = np.eye(3) + built.inverse[:, pbc] @ change  # F = 1 where no direction is periodic
+                smallest = np.linalg.svd(deformation, compute_uv=False)[-1]
+                if smallest * (self.cutoff + self.skin) < self.cutoff:
+                    return False
+                stretch, transform = 1.0 / smallest, np.linalg.inv(deformation)
         if not len(positions):
             return True
-        moved = scaled - built.positions
-        moved -= moved.mean(0)
-        farthest = moved.square().sum(1).max().sqrt().item()  # NaN fails the comparison
+        farthest = built.pairs.farthest_move(positions, transform)  # NaN fails the comparison
         return stretch * self.cutoff + 2 * farthest <= self.cutoff + self.skin
 
     def _build(self, positions: torch.Tensor, cell: np.ndarray, pbc: np.ndarray) -> _Built:
         frame = complete_cell(cell, pbc)
         inverse = np.linalg.inv(frame)
         if not len(positions):
-            nothing = torch.zeros((3, 0), dtype=torch.int32, device=positions.device)
-            return _Built(positions, pbc, frame, inverse, nothing[:2].long(), nothing.T, nothing.double())
+            nothing = torch.zeros((3, 0), dtype=torch.int64, device=positions.device)
+            return _Built(pbc, cell.tobytes(), frame, inverse, filter_of(nothing[:2], nothing.T, positions))
         bad = (~torch.isfinite(positions).all(1)).nonzero()[:, 0].tolist()
         if bad:
             raise ValueError(f"the position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}")
@@ -135,8 +127,8 @@ class NeighborList:
         order = torch.argsort(canonical_key(edge_index, shift, len(positions)))
         edge_index, shift = edge_index.index_select(1, order), shift.index_select(0, order)
         shift = shift + (count.index_select(0, edge_index[0]) - count.index_select(0, edge_index[1]))
-        counts = shift.T.to(torch.float64, memory_format=torch.contiguous_format)
-        return _Built(positions.clone(), pbc, frame, inverse, edge_index, shift.to(torch.int32), counts)
+        pairs = filter_of(edge_index, shift, positions.clone())
+        return _Built(pbc, cell.tobytes(), frame, inverse, pairs)
 
 
 def neighbor_list(positions, cell, pbc, cutoff: float, *, backend: str = "vesin") -> Pairs:
@@ -169,51 +161,56 @@ def complete_cell(cell, pbc) -> np.ndarray:
         ValueError: for a cell that is not finite, or periodic vectors that span no length, area or volume.
     """
     cell, pbc = np.asarray(cell, dtype=np.float64), np.asarray(pbc, dtype=bool)
+    return _complete(cell.tobytes(), pbc.tobytes()).copy()
+
+
+@lru_cache(maxsize=16)
+def _complete(cell: bytes, pbc: bytes) -> np.ndarray:
+    """Remembered: in most simulations the cell is the same at every step."""
+    cell, pbc = np.frombuffer(cell).reshape(3, 3), np.frombuffer(pbc, dtype=bool)
     if not np.isfinite(cell).all():
         raise ValueError(f"the cell is not finite: {cell.tolist()}")
-    if not pbc.any():
-        return np.eye(3)
-    lengths = np.linalg.norm(cell[pbc], axis=1)
-    if not lengths.all():
-        direction = np.flatnonzero(pbc)[lengths == 0][0]
+    periodic = cell[pbc].tolist()
+    lengths = [math.hypot(*row) for row in periodic]
+    if not all(lengths):
+        direction = np.flatnonzero(pbc)[lengths.index(0.0)]
         raise ValueError(f"pbc is {pbc.tolist()}, but cell vector {direction} is zero: cell = {cell.tolist()}")
+    if not periodic:
+        return np.eye(3)
     frame = cell.copy()
-    frame[pbc] /= lengths[:, None]
-    if not pbc.all():
-        frame[~pbc] = 0.0
-        frame[~pbc] = np.linalg.svd(frame)[2][pbc.sum() :]  # the right singular vectors of singular value 0
-    if not abs(np.linalg.det(frame)) > _FLAT:
+    directions = [[x / length for x in row] for row, length in zip(periodic, lengths, strict=True)]
+    if len(periodic) < 3:
+        frame[pbc], frame[~pbc] = directions, 0.0
+        frame[~pbc] = np.linalg.svd(frame)[2][len(periodic) :]  # the right singular vectors of singular value 0
+        directions = frame.tolist()
+        frame[pbc] = periodic
+    if not abs(_determinant(*directions)) > _FLAT:
         raise ValueError(f"pbc is {pbc.tolist()}, but the periodic cell vectors span no volume: cell = {cell.tolist()}")
-    frame[pbc] = cell[pbc]
     return frame
 
 
-def pair_components(positions, edge_index, counts, cell) -> list[torch.Tensor]:
-    """x, y and z of r_j - r_i + S @ cell, formed elementwise so that a pair's numbers never depend on the other pairs.
-
-    Args:
-        positions: (n, 3) float64. edge_index: (2, E) int64. counts: (3, E) float64, S transposed.
-        cell: cell[a][x], each a number or (E,) float64.
-    Returns:
-        three (E,) float64.
-    """
-    difference = positions.index_select(0, edge_index[1]) - positions.index_select(0, edge_index[0])
-    a, b, c = counts
-    return [difference[:, x] + (a * cell[0][x] + b * cell[1][x] + c * cell[2][x]) for x in range(3)]
+def _determinant(a: list[float], b: list[float], c: list[float]) -> float:
+    """Of three rows; numpy takes several times as long for so few numbers."""
+    return (
+        a[0] * (b[1] * c[2] - b[2] * c[1]) + a[1] * (b[2] * c[0] - b[0] * c[2]) + a[2] * (b[0] * c[1] - b[1] * c[0])
+    )
 
 
 def _inputs(positions, cell, pbc) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Checked: contiguous float64 positions, float64 cell, and three bools of the list's own."""
     if not isinstance(positions, torch.Tensor):
         positions = torch.from_numpy(np.array(positions, dtype=np.float64))
-    positions = positions.detach().to(torch.float64)
+    if positions.requires_grad or positions.dtype is not torch.float64:
+        positions = positions.detach().to(torch.float64)
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise ValueError(f"positions must have the shape (n, 3), got {tuple(positions.shape)}")
-    cell, pbc = (x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in (cell, pbc))
+    cell, pbc = (x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x for x in (cell, pbc))
+    cell, pbc = np.asarray(cell, dtype=np.float64), np.array(pbc, dtype=bool)
     if cell.shape != (3, 3):
         raise ValueError(f"the cell must have the shape (3, 3), got {cell.shape}")
     if pbc.shape not in ((), (3,)):
         raise ValueError(f"pbc must be one bool or three, got {pbc.tolist()}")
-    return positions, cell.astype(np.float64), np.zeros(3, dtype=bool) | pbc.astype(bool)
+    return positions.contiguous(), cell, pbc if pbc.ndim else pbc.repeat(3)
 
 
 def _wrap(positions, frame, inverse, pbc) -> tuple[torch.Tensor, torch.Tensor]:

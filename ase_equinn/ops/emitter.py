@@ -174,6 +174,23 @@ class Emitter:
     def store_int(self, value, pointer, index) -> None:
         self.b.store(value, self._at(pointer, index, I64)).align = 8
 
+    def load_int32(self, pointer, index, width: int = 1) -> ir.Value:
+        out = self.b.load(self._at(pointer, index, I32), typ=ir.VectorType(I32, width) if width > 1 else I32)
+        out.align = 4
+        return out
+
+    def store_int32(self, value, pointer, index) -> None:
+        self.b.store(value, self._at(pointer, index, I32)).align = 4
+
+    def counter(self, start: int = 0) -> ir.Value:
+        """A slot for an integer that becomes a register."""
+        slot = self._slots.alloca(I64)
+        self.b.store(self.int(start), slot)
+        return slot
+
+    def count(self, slot) -> ir.Value:
+        return self.b.load(slot, typ=I64)
+
     def accumulate(self, value, pointer, index, width: int) -> None:
         """pointer[index] += value"""
         self.store(self.b.fadd(self.load(pointer, index, width), value), pointer, index)
@@ -255,6 +272,10 @@ class Emitter:
             low, high = (self._part(vector, start, width) for start in (0, width))
             vector = self.b.fadd(low, high)
         return vector
+
+    def entry(self, vector, k: int) -> ir.Value:
+        """One number of a vector."""
+        return self._part(vector, k, 1)
 
     def _part(self, vector, start: int, width: int) -> ir.Value:
         if width == 1:
