@@ -15,7 +15,7 @@ import platform
 from .emitter import I64, Emitter
 
 _ATOMS = (12, 6, 4, 2, 1)  # in a tile, as many as the registers allow; then fewer, for what remains
-_CHUNK = 64  # atoms whose species are compared
+_CHUNK = 64  # atoms whose species are compared: the bits of an integer
 _MOST_VECTORS = 4  # of columns in a tile
 
 
@@ -88,7 +88,7 @@ class LinearKernel:
         left, count, atoms = e.b.alloca(I64), e.b.alloca(I64), e.b.alloca(I64, size=_CHUNK)
         with e.loop(first, last, _CHUNK) as chunk:
             n = e.least(e.b.sub(last, chunk), _CHUNK)
-            e.b.store(e.b.lshr(e.int(-1), e.b.sub(e.int(_CHUNK), n)), left)  # bit k: atom k is still to be done
+            e.b.store(e.int(-1), left)  # bit k: atom k of the chunk is still to be done
             with e.loop(0, n) as k:
                 bit = e.b.and_(e.b.lshr(e.b.load(left, typ=I64), k), e.int(1))
                 with e.b.if_then(e.b.icmp_signed("!=", bit, e.int(0))):
