@@ -259,7 +259,9 @@ def kernel_address(cls, parameters: tuple, options: dict, bits: int) -> int:
     key = (cls, tuple(_alike(p) for p in parameters), tuple(options.items()), bits)
     if key not in _addresses:
         kernel = cls(*parameters, **options, bits=bits, lanes=_lanes(bits))
-        _addresses[key] = compile_packed(kernel.e.name, kernel.source(), kernel.n_pointers, kernel.n_integers)
+        _addresses[key] = compile_packed(
+            kernel.e.name, kernel.source, kernel.n_pointers, kernel.n_integers, (cls.__name__, *key[1:])
+        )
     return _addresses[key]
 
 

@@ -77,7 +77,9 @@ def kernel_of(paths: ConvPaths, variant: Variant, bits: int):
     key = (paths.irreps_in, paths.lmax, paths.irreps_out, variant, bits)
     if key not in _kernels:
         kernel = ConvKernel(paths, variant, bits, vector_bytes() // (bits // 8))
-        function = compile_function(variant.name, kernel.source(), kernel.n_pointers, kernel.n_integers)
+        function = compile_function(
+            variant.name, kernel.source, kernel.n_pointers, kernel.n_integers, ("conv", *key)
+        )
         _kernels[key] = function, ConvKernel.scratch_size(kernel.n_rows)
     return _kernels[key]
 

@@ -16,10 +16,12 @@ import tempfile
 import threading
 from functools import lru_cache
 from pathlib import Path
+from typing import Callable
 
 import llvmlite
 from llvmlite import binding as llvm
 
+Source = str | Callable[[], str]
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _engines: list = []  # an engine owns its code: it lives as long as the process
@@ -38,23 +40,34 @@ def vector_bytes() -> int:
     return 64 if "+avx512f" in features else 32 if "+avx2" in features else 16
 
 
-def compile_function(name: str, source: str, n_pointers: int, n_integers: int):
+def compile_function(name: str, source: Source, n_pointers: int, n_integers: int, key: tuple | None = None):
     """The function `name` of an IR module, callable with addresses and integers; it runs without Python's lock.
 
     Args:
         name: of the function in the module.
-        source: LLVM IR.
+        source: LLVM IR, or what gives it.
         n_pointers, n_integers: its arguments, in this order.
+        key: numbers and names that determine the source, given the package's code: what the cache finds it by without
+            having to write the source anew. None: the source itself.
     """
     arguments = [ctypes.c_void_p] * n_pointers + [ctypes.c_int64] * n_integers
-    return ctypes.CFUNCTYPE(None, *arguments)(_address(name, source, name))
+    return ctypes.CFUNCTYPE(None, *arguments)(_address(name, source, name, key))
 
 
-def compile_packed(name: str, source: str, n_pointers: int, n_integers: int) -> int:
+def compile_packed(name: str, source: Source, n_pointers: int, n_integers: int, key: tuple | None = None) -> int:
     """The address of a function (arguments, first, last) that calls the kernel `name`.
 
     `arguments` points to the kernel's pointers and then its integers but for the first two, which are `first` and `last`.
+    Args as in `compile_function`.
     """
+
+    def packed() -> str:
+        return (source() if callable(source) else source) + _packing(name, n_pointers, n_integers)
+
+    return _address(name, packed, "packed", key and ("packed", *key))
+
+
+def _packing(name: str, n_pointers: int, n_integers: int) -> str:
     n = n_pointers + n_integers - 2
     loads = [
         f"  %q{k} = getelementptr i64, ptr %arguments, i64 {k}\n"
@@ -64,18 +77,34 @@ def compile_packed(name: str, source: str, n_pointers: int, n_integers: int) -> 
     passed = [f"ptr %a{k}" for k in range(n_pointers)] + ["i64 %first", "i64 %last"]
     passed += [f"i64 %a{k}" for k in range(n_pointers, n)]
     head = "\ndefine void @packed(ptr %arguments, i64 %first, i64 %last) {\n"
-    return _address(name, f'{source}{head}{"".join(loads)}  call void @"{name}"({", ".join(passed)})\n  ret void\n}}\n', "packed")
+    return f'{head}{"".join(loads)}  call void @"{name}"({", ".join(passed)})\n  ret void\n}}\n'
 
 
-def _address(name: str, source: str, entry: str) -> int:
+@lru_cache(maxsize=None)
+def _generators() -> str | None:
+    """A hash of the files that write kernels; None where they cannot be read."""
+    folder = Path(__file__).parent
+    try:
+        files = [*sorted(folder.glob("*.py")), folder.parent / "irreps.py"]
+        return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest() if len(files) > 1 else None
+    except OSError:
+        return None
+
+
+def _address(name: str, source: Source, entry: str, key: tuple | None) -> int:
     """Of the function `entry` of a module whose kernel is `name`; from the cache, if it was compiled before."""
     with _lock:
         cpu, features = _host()
-        key = hashlib.sha256("\0".join([source, cpu, features, llvmlite.__version__]).encode()).hexdigest()
+        if key is None or _generators() is None:
+            source = source() if callable(source) else source
+            told = source
+        else:
+            told = f"{_generators()}\0{name}\0{key!r}"
+        key = hashlib.sha256("\0".join([told, cpu, features, llvmlite.__version__]).encode()).hexdigest()
         code = _read(key)
         target = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=2, jit=True)
         if code is None:
-            code = _object_code(name, source, target)
+            code = _object_code(name, source() if callable(source) else source, target)
             _write(key, code)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))

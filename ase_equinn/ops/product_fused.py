@@ -62,7 +62,9 @@ def kernel_of(table: ProductTable, variant: Variant, bits: int):
     key = (table.irreps_in, table.irreps_out, table.correlation, variant, bits)
     if key not in _kernels:
         kernel = ProductKernel(table, variant, bits, vector_bytes() // (bits // 8))
-        _kernels[key] = compile_function(variant.name, kernel.source(), kernel.n_pointers, kernel.n_integers)
+        _kernels[key] = compile_function(
+            variant.name, kernel.source, kernel.n_pointers, kernel.n_integers, ("product", *key)
+        )
     return _kernels[key]
 
 
@@ -77,10 +79,10 @@ def fused(table: ProductTable, x: Sequence[Tensor], weights: Sequence[Tensor], s
             f"species must be rows 0..{weights[0].shape[0] - 1} of the weights, got {species.tolist()[:10]}"
         )
     job = _Job(table, species, x[0].dtype)
-    return list(_Product.apply(job, *(tensor.contiguous() for tensor in (*x, *weights))))
+    return list(Product.apply(job, *(tensor.contiguous() for tensor in (*x, *weights))))
 
 
-class _Product(torch.autograd.Function):
+class Product(torch.autograd.Function):
     """(x..., W...) -> B..."""
 
     @staticmethod

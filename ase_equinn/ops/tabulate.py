@@ -44,6 +44,17 @@ def silu_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x * s, s + x * ds, ds * (2 + x * (1 - 2 * s))
 
 
+def _series(values: Tensor, points: Tensor) -> Tensor:
+    """(n, 3): values that each depend on one point only, with their first and second derivative there."""
+    out = [values]
+    for _ in range(2):
+        slope = torch.zeros_like(points)
+        if out[-1].requires_grad:
+            (slope,) = torch.autograd.grad(out[-1].sum(), points, create_graph=True, materialize_grads=True)
+        out.append(slope)
+    return torch.stack(out, dim=1)
+
+
 class Tabulator:
     """Makes the table of one radial network from what enters its layers.
 
@@ -82,16 +93,11 @@ class Tabulator:
         """The inputs and their derivatives at the knots, formed in float64; at the cutoff as seen from inside."""
         key = (dtype, device)
         if key not in self._inputs_at_knots:
-            with torch.inference_mode(False):
-                steps = torch.arange(self.n_knots, dtype=torch.float64, device=device)
-
-                def value(step: Tensor) -> Tensor:
-                    return self.inputs((step / (self.n_knots - 1) * self.cutoff)[None])[0]
-
-                slope = torch.func.jacrev(value)
-                functions = value, slope, torch.func.jacrev(slope)
-                rows = torch.stack([torch.func.vmap(function)(steps) for function in functions], dim=1)
-            self._inputs_at_knots[key] = rows.detach().to(dtype)
+            with torch.inference_mode(False), torch.enable_grad():
+                steps = torch.arange(self.n_knots, dtype=torch.float64, device=device).requires_grad_()
+                values = self.inputs(steps / (self.n_knots - 1) * self.cutoff)
+                columns = [_series(column, steps) for column in values.unbind(1)]
+            self._inputs_at_knots[key] = torch.stack(columns, dim=2).detach().to(dtype)
         return self._inputs_at_knots[key]
 
     def __getstate__(self) -> dict:
