@@ -21,7 +21,9 @@ def ending_all_ranks(comm, where: str = "") -> Iterator[None]:
         raise
     except BaseException as error:
         place = f"rank {comm.rank} of {comm.size}" + (f", {where}" if where else "")
-        message = str(error).strip().removeprefix("ERROR: ") or type(error).__name__
+        message = (getattr(error, "message", None) or str(error)).strip() or type(error).__name__
+        if message.startswith("ERROR"):  # LAMMPS's own: what it adds to its first line stands in its log
+            message = message.splitlines()[0].partition(": ")[2]
         sys.stdout.flush()
         print(f"error: {message} ({place})", file=sys.stderr, flush=True)
         comm.Abort(1)

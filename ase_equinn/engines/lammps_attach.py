@@ -173,7 +173,7 @@ def _commands(cutoff: float, seen: float, skin: float) -> str:
         pair_coeff * *
         neighbor {skin!r} bin
         neigh_modify every 1 delay 0 check yes
-        comm_modify mode single cutoff {seen + skin + 1e-6!r}
+        comm_modify mode single cutoff {seen + skin + 1e-6:.6f}
         compute {FIX}_ghosts all rdf 1 cutoff {seen!r}
         fix {FIX} all external pf/callback 1 1
         fix_modify {FIX} energy yes virial yes

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..neighbors import complete_cell
+from .lammps_box import LammpsBox
 
+_RANK_MODULE = "ase_equinn.engines.lammps_rank"
 _RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # set by mpirun
 
 
@@ -67,51 +68,46 @@ def run_script(
         if under_mpi:
             main(path)
             return 0
-        return subprocess.run(mpi_command(n_ranks, path), env=environment(n_ranks), check=False).returncode
+        return subprocess.run(mpi_command(n_ranks, "-m", _RANK_MODULE, str(path)), env=environment(n_ranks), check=False).returncode
 
 
 def evaluate(
     potential: str | Path, atoms, n_ranks: int = 1, *, dtype: str = "float64", timeout: float | None = None
-) -> dict:
+) -> dict | list[dict]:
     """Energy, forces and virial stress as LAMMPS has them on this many ranks, in ASE's units, order and orientation.
 
     Args:
         potential: folder, file or shipped name.
-        atoms: ase.Atoms with any cell and pbc.
+        atoms: ase.Atoms with any cell and pbc, or a list of these, for which LAMMPS is started once.
         n_ranks: MPI processes.
         dtype: of the network.
         timeout: seconds; None waits for ever.
 
     Returns:
-        dict(energy: eV, energies: (n,) eV, forces: (n, 3) eV/A, stress: (6,) eV/A^3 (None unless the structure is
-        periodic in all directions), positions: (n, 3) A, where LAMMPS had the atoms).
+        dict(energy: eV, energies: (n,) eV, forces: (n, 3) eV/A, stress: (6,) eV/A^3, or None unless the structure is
+        periodic in all directions), or a list of these.
 
     Raises:
         LammpsError: the run failed or took too long, with what it printed.
     """
-    check_installed()
     from ..potential_find import find_potential
 
-    rotation, box, positions, origin = _lammps_box(atoms)
+    check_installed()
+    frames = atoms if isinstance(atoms, list | tuple) else [atoms]
+    boxes = [LammpsBox.of(frame) for frame in frames]
     with tempfile.TemporaryDirectory() as folder:
-        numbers = np.asarray(atoms.numbers)
-        symbols = [atoms.symbols[int(np.flatnonzero(numbers == z)[0])] for z in sorted(set(numbers.tolist()))]
-        path = Path(folder) / "task.json"
-        np.savez(Path(folder) / "structure.npz", box=box, numbers=numbers, positions=positions, symbols=symbols, pbc=atoms.pbc)
-        path.write_text(
-            json.dumps(dict(task="evaluate", folder=folder, potential=str(find_potential(potential)), dtype=dtype))
+        for k, box in enumerate(boxes):
+            np.savez(Path(folder) / f"structure{k}.npz", **box.arrays())
+        task = dict(
+            task="evaluate", folder=folder, n=len(boxes), potential=str(find_potential(potential)), dtype=dtype
         )
-        _run(mpi_command(n_ranks, path), n_ranks, timeout)
-        with np.load(Path(folder) / "results.npz") as file:
-            found = {name: file[name] for name in file.files}
-    stress = _rotated_back(found["stress"], rotation) if atoms.pbc.all() else None
-    return dict(
-        energy=float(found["energy"]),
-        energies=found["energies"],
-        forces=found["forces"] @ rotation.T,
-        stress=stress,
-        positions=(found["positions"] + origin) @ rotation.T,
-    )
+        (Path(folder) / "task.json").write_text(json.dumps(task))
+        _run(mpi_command(n_ranks, "-m", _RANK_MODULE, str(Path(folder) / "task.json")), n_ranks, timeout)
+        results = []
+        for k, box in enumerate(boxes):
+            with np.load(Path(folder) / f"results{k}.npz") as file:
+                results.append(box.results(file))
+    return results if isinstance(atoms, list | tuple) else results[0]
 
 
 def check_installed() -> None:
@@ -121,13 +117,13 @@ def check_installed() -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def mpi_command(n_ranks: int, task: Path) -> list[str]:
-    """The mpiexec of this environment (the one that fits the wheel), else the one on the path."""
+def mpi_command(n_ranks: int, *arguments: str) -> list[str]:
+    """Python with these arguments on every rank, by the mpiexec of this environment or else the one on the path."""
     own = Path(sys.executable).parent / "mpiexec"
     launcher = str(own) if own.exists() else shutil.which("mpiexec")
     if launcher is None:
         raise FileNotFoundError(f"no mpiexec beside {sys.executable} or on the path: pip install mpich")
-    return [launcher, "-n", str(n_ranks), sys.executable, "-m", "ase_equinn.engines.lammps_rank", str(task)]
+    return [launcher, "-n", str(n_ranks), sys.executable, *arguments]
 
 
 def environment(n_ranks: int) -> dict[str, str]:
@@ -146,32 +142,3 @@ def _run(command: list[str], n_ranks: int, timeout: float | None) -> None:
         raise LammpsError(f"LAMMPS on {n_ranks} ranks took longer than {timeout} s") from None
     if done.returncode:
         raise LammpsError(f"LAMMPS on {n_ranks} ranks failed: {(done.stderr or done.stdout).strip()}")
-
-
-def _lammps_box(atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The structure as LAMMPS wants it: a lower triangular cell that starts at the origin.
-
-    Returns:
-        rotation (3, 3), which takes positions into LAMMPS's frame from the right; xlo xhi ylo yhi zlo zhi xy xz yz;
-        positions in the box; and what was taken off them after the rotation. A direction without periodicity is as long
-        as its atoms need.
-    """
-    cell = complete_cell(atoms.cell.array, atoms.pbc)
-    rotation, upper = np.linalg.qr(cell.T)
-    signs = np.sign(np.diag(upper))
-    rotation, lower = rotation * signs, (upper * signs[:, None]).T
-    positions = atoms.positions @ rotation
-    scaled = positions @ np.linalg.inv(lower)
-    free = ~np.asarray(atoms.pbc, dtype=bool)
-    low = np.where(free, scaled.min(0) - 1.0, 0.0)
-    lower[free] *= (np.ptp(scaled, axis=0) + 2.0)[free, None]
-    origin = low @ (cell @ rotation)
-    (xx, _, _), (xy, yy, _), (xz, yz, zz) = lower
-    return rotation, np.array([0, xx, 0, yy, 0, zz, xy, xz, yz]), positions - origin, origin
-
-
-def _rotated_back(stress: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """xx yy zz xy xz yz in LAMMPS's frame to xx yy zz yz xz xy in the structure's."""
-    xx, yy, zz, xy, xz, yz = stress
-    full = rotation @ np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]) @ rotation.T
-    return full[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]

