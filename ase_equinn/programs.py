@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Energies(NamedTuple):
-    """node_energy (n,) eV; with gradients forces (n, 3) eV/A and node_virial (n, 3, 3) eV; float64."""
+    """node_energy (n_counted,) eV; with gradients forces (n, 3) eV/A and node_virial (n, 3, 3) eV; float64."""
 
     node_energy: Tensor
     forces: Tensor | None
@@ -28,7 +28,7 @@ class Energies(NamedTuple):
 
 
 class Programs:
-    """Evaluates one structure as `derivatives` and `energy_only` do, natively where a model allows it.
+    """Evaluates structures as `derivatives` and `energy_only` do, natively where a model allows it.
 
     A program is made for every model and set of elements when they first occur; it holds the weights as they are then.
     A model that does something for which there is no kernel runs in torch, and the reason is logged.
@@ -47,25 +47,32 @@ class Programs:
         self._rest: Potential | None = None
 
     def __call__(
-        self, graphs: tuple[Graph, ...], positions: Tensor, vectors: tuple[Tensor, ...], gradient: bool = True
+        self,
+        graphs: tuple[Graph, ...],
+        positions: Tensor,
+        vectors: tuple[Tensor, ...],
+        gradient: bool = True,
+        n_counted: int | None = None,
     ) -> Energies:
         """Energies, and with `gradient` forces and virials.
 
         Args:
-            graphs: of one structure, one for each of the potential's cutoffs.
+            graphs: one for each of the potential's cutoffs, of one structure or of several.
             positions: (n, 3) float64, A.
             vectors: the graphs' edge vectors, (E, 3) float64, A.
+            n_counted: the energies of the first n_counted atoms are what is summed, returned and differentiated; the
+                others are there to be seen by them. None: all atoms count.
         """
         potential, numbers = self.potential, graphs[0].numbers
         if not len(numbers):
             none = positions.new_zeros(0)
             return Energies(none, none.view(0, 3), none.view(0, 3, 3)) if gradient else Energies(none, None, None)
         programs = self._of(tuple(torch.unique(numbers).tolist()) if len(potential.species) > 1 else potential.species)
-        energy, forces, virial = potential.node_offset(numbers), 0.0, 0.0
+        energy, forces, virial = potential.node_offset(numbers[:n_counted]), 0.0, 0.0
         for k, (program, index) in zip(self._native, programs):
             graph, scale = graphs[potential.graph_of[k]], potential.scale[k]
             edges = graph.row_ptr, graph.edge_index[1], vectors[potential.graph_of[k]]
-            found = program(index(numbers), *edges, gradient)
+            found = program(index(numbers), *edges, gradient, n_counted)
             energy = torch.add(energy, found.node_energy, alpha=scale)
             if gradient:
                 forces, virial = forces + scale * found.forces, virial + scale * found.node_virial
@@ -74,11 +81,11 @@ class Programs:
             known = tuple(graphs[k] for k in seen), positions
             exact = tuple(vectors[k] for k in seen)
             if gradient:
-                found = derivatives(self._rest, *known, vectors=exact)
+                found = derivatives(self._rest, *known, vectors=exact, n_counted=n_counted)
                 energy, forces = energy + found.node_energy, forces + found.forces
                 virial = virial + found.node_virial
             else:
-                energy = energy + energy_only(self._rest, *known, vectors=exact)
+                energy = energy + energy_only(self._rest, *known, vectors=exact)[:n_counted]
         return Energies(energy, forces, virial) if gradient else Energies(energy, None, None)
 
     def _of(self, numbers: tuple[int, ...]) -> list[tuple[Program, SpeciesIndex]]:

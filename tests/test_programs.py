@@ -149,6 +149,24 @@ def test_sum_with_a_term_that_runs_in_torch(caplog):
     torch.testing.assert_close(alone, expected.node_energy, rtol=0, atol=1e-11)
 
 
+def test_energies_that_do_not_count():
+    """As `derivatives` has it: forces and virials of the energy of the first atoms alone."""
+    atoms = crystal(2)
+    species = sorted(set(atoms.numbers.tolist()))
+    torch.manual_seed(0)
+    potential = Potential([MODELS["nequip"](species), ZBL(species)]).double().requires_grad_(False)
+    graphs, vectors = zip(*(graph_and_vectors(atoms, cutoff) for cutoff in potential.cutoffs))
+    positions = torch.from_numpy(atoms.positions.copy())
+    use_backend(potential, "reference")
+    programs = Programs(potential)
+    for n_counted in (5, 64, None, 0, 1):
+        expected = derivatives(potential, graphs, positions, n_counted=n_counted)
+        found = programs(graphs, positions, vectors, n_counted=n_counted)
+        assert len(found.node_energy) == (64 if n_counted is None else n_counted)
+        for one, other in zip(found, (expected.node_energy, expected.forces, expected.node_virial)):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
 def test_elements_that_are_absent_change_nothing():
     """A model of six species on two: tables of pairs are made for those present, energies are those of the reference."""
     atoms = crystal()

@@ -23,7 +23,7 @@ _BLOCK_ATOMS = 64
 
 
 class Evaluation(NamedTuple):
-    """node_energy (n,) in the program's dtype; with gradients forces (n, 3) and node_virial (n, 3, 3), float64."""
+    """node_energy (n_counted,) in the program's dtype; with gradients forces (n, 3), node_virial (n, 3, 3), float64."""
 
     node_energy: Tensor
     forces: Tensor | None
@@ -49,7 +49,7 @@ class _Memory:
         }
         self.arrays["forces"] = torch.zeros(n_threads, n_atoms * 3, dtype=torch.float64)
         self.arrays["node_virial"] = torch.zeros(n_atoms * 9, dtype=torch.float64)
-        self.shared[plan.seed.buffer].fill_(1.0)
+        self.seed = self.shared[plan.seed.buffer]
         self.with_gradient = self._steps(program, calls, dtype.itemsize)
         self.energy_only = self._steps(program, [call for call in calls if not call.backward], dtype.itemsize)
 
@@ -109,15 +109,22 @@ class Program:
         self._memory: _Memory | None = None
 
     def __call__(
-        self, species: Tensor, row_ptr: Tensor, neighbour: Tensor, vectors: Tensor, gradient: bool = True
+        self,
+        species: Tensor,
+        row_ptr: Tensor,
+        neighbour: Tensor,
+        vectors: Tensor,
+        gradient: bool = True,
+        n_counted: int | None = None,
     ) -> Evaluation:
-        """Energies, and with `gradient` forces and virials; the caller owns what is returned.
+        """Energies, and with `gradient` forces and virials of their sum; the caller owns what is returned.
 
         Args:
             species: (n,) int64, rows of the model's species.
             row_ptr: (n + 1,) int64, first edge of each centre.
             neighbour: (E,) int64.
             vectors: (E, 3) float64, A.
+            n_counted: the energies of the first n_counted atoms are summed and returned; None: all.
         """
         n_atoms, n_edges = len(species), len(neighbour)
         inputs = dict(species=species, row_ptr=row_ptr, neighbour=neighbour, vectors=vectors)
@@ -127,12 +134,13 @@ class Program:
         steps, external = memory.with_gradient if gradient else memory.energy_only
         for name, places in external.items():
             steps.base[places] = inputs[name].data_ptr()
+        n_counted = n_atoms if n_counted is None else n_counted
+        memory.seed[:n_counted], memory.seed[n_counted:n_atoms] = 1.0, 0.0
         forces = memory.arrays["forces"][: len(ranges), : 3 * n_atoms]
         if gradient:
             forces.zero_()
         drive(steps, ranges, self.block)
-        energy = memory.shared[self.plan.energy.buffer]
-        node_energy = energy[: n_atoms * self.plan.rows[self.plan.energy.buffer]].clone()
+        node_energy = memory.shared[self.plan.energy.buffer][:n_counted].clone()
         if not gradient:
             return Evaluation(node_energy, None, None)
         virial = memory.arrays["node_virial"][: 9 * n_atoms].clone()
