@@ -6,14 +6,14 @@ import logging
 
 import torch
 
+from .cuda_graph import Replay
 from .derivatives import derivatives
 from .graph import Graph, edge_vectors
 from .neighbors import neighbor_list
-from .ops.conv import chosen_backend
+from .ops.conv import BACKENDS, chosen_backend
 from .potential import Potential
 from .programs import Programs
 
-BACKENDS = ("auto", "reference", "llvm")
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # of the largest force: round-off in another order of summation
 _log = logging.getLogger(__name__)
 
@@ -26,11 +26,11 @@ def use_backend(potential: Potential, backend: str) -> str:
 
     Args:
         potential: its modules are told; their weights are left alone.
-        backend: "auto", "reference" or "llvm" (kernels compiled for this CPU).
+        backend: one of BACKENDS: "auto", "reference", "llvm" (kernels compiled for this CPU) or "triton" (for CUDA).
 
     Raises:
-        ValueError: "llvm" asked for on another device.
-        RuntimeError: "llvm" asked for, and it differs from the reference.
+        ValueError: generated kernels asked for on a device that they do not run on.
+        RuntimeError: generated kernels asked for, and they differ from the reference.
     """
     modules = [module for module in potential.modules() if hasattr(module, "backend")]
     chosen = chosen_backend(backend, potential.device)
@@ -47,10 +47,11 @@ def use_backend(potential: Potential, backend: str) -> str:
     return "reference"
 
 
-def checked_programs(potential: Potential, backend: str) -> Programs | None:
-    """The native programs of a potential whose operators run on generated kernels, compared with the reference.
+def checked_programs(potential: Potential, backend: str) -> Programs | Replay | None:
+    """What evaluates a potential whose operators run on generated kernels: on the CPU native programs, on CUDA replays.
 
-    None for the reference, and with "auto" where the programs differ from it (the reason is logged) or none is possible.
+    The programs are compared with the reference. None for the reference, and with "auto" where the programs differ from it
+    (the reason is logged) or none is possible.
 
     Args:
         potential: as `use_backend` left it; frozen.
@@ -61,6 +62,8 @@ def checked_programs(potential: Potential, backend: str) -> Programs | None:
     """
     modules = [module for module in potential.modules() if hasattr(module, "backend")]
     chosen = {module.backend for module in modules}
+    if chosen == {"triton"} and potential.device.type == "cuda":
+        return Replay(potential)
     if chosen != {"llvm"}:
         return None
     programs = Programs(potential)

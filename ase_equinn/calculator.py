@@ -58,7 +58,7 @@ class EquiCalculator(Calculator):
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "float32" or "float64" for the network; positions, sums and results are float64 in any case.
         skin: A; neighbour lists are rebuilt when atoms may have moved by half of it. Results do not depend on it.
-        backend: "auto" (the fastest implementation of the operators), "llvm" or "reference", see `use_backend`.
+        backend: "auto" (the fastest implementation of the operators), "llvm", "triton" or "reference", see `use_backend`.
         neighbors: what finds the neighbours, see `NeighborList`.
 
     Attributes:

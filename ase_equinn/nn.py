@@ -14,6 +14,7 @@ from .ops.symbols import is_symbolic
 from .ops.tabulate import Tabulator, Taylor, silu_series, taylor_function, taylor_linear
 
 MAX_ATOMIC_NUMBER = 118
+_FEW_SPECIES = 16  # on CUDA each costs all atoms a matrix product
 
 
 def second_moment_factor(function: Callable[[Tensor], Tensor]) -> float:
@@ -133,19 +134,24 @@ class Linear(nn.Module):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None}
 
-    def _rows_of_species(self, species: Tensor | None) -> tuple[Tensor, Tensor, list[int]] | None:
-        """Atoms sorted by species, the place of each atom among them, and how many atoms each species has."""
+    def _rows_of_species(self, species: Tensor | None) -> tuple[Tensor, Tensor, list[int]] | Tensor | None:
+        """Atoms sorted by species, the place of each atom among them, and how many atoms each species has.
+
+        On CUDA, if species are few, these themselves: to learn the numbers of atoms would be to wait for the device.
+        """
         if self.n_species is None or self.n_species == 1:
             return None
-        if is_symbolic(species):
+        if is_symbolic(species) or species.device.type == "cuda" and self.n_species <= _FEW_SPECIES:
             return species
         order = torch.argsort(species, stable=True)
         return order, torch.argsort(order), torch.bincount(species, minlength=self.n_species).tolist()
 
     @staticmethod
-    def _by_species(x: Tensor, weight: Tensor, rows: tuple[Tensor, Tensor, list[int]]) -> Tensor:
+    def _by_species(x: Tensor, weight: Tensor, rows: tuple[Tensor, Tensor, list[int]] | Tensor) -> Tensor:
         if is_symbolic(x):
             return x.linear(weight, by_species=True)
+        if isinstance(rows, Tensor):
+            return sum((rows == s)[:, None, None] * (x @ weight[s]) for s in range(len(weight)))
         order, place, counts = rows
         parts = x.index_select(0, order).split(counts)
         out = [part @ weight[s] for s, part in enumerate(parts) if len(part)]

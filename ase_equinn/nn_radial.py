@@ -17,6 +17,7 @@ from .radial import BASES, check_count, polynomial_envelope
 from .radial_transforms import TRANSFORMS, covalent_radius
 
 _SILU = second_moment_factor(nn.functional.silu)
+_FEW_SPECIES = 4  # on CUDA every pair of them has a table, whether it occurs or not
 
 
 class RadialOptions(NamedTuple):
@@ -70,10 +71,15 @@ class Pairs(NamedTuple):
     edge: Tensor | None
 
 
-def find_pairs(options: RadialOptions, graph: Graph, species: Tensor) -> Pairs:
-    """Only pairs whose elements are both present get a table."""
+def find_pairs(options: RadialOptions, graph: Graph, species: Tensor, n_species: int) -> Pairs:
+    """Only pairs whose elements are both present get a table.
+
+    On CUDA, if species are few, all pairs do: to learn what is present would be to wait for the device.
+    """
     if options.transform is None or not is_symbolic(species) and not len(species):
         return Pairs(((0, 0),), None)
+    if not is_symbolic(species) and species.device.type == "cuda" and n_species <= _FEW_SPECIES:
+        return _all_pairs(graph, species, n_species)
     present = species.trace.present_species() if is_symbolic(species) else torch.unique(species).tolist()
     pairs = [(a, b) for k, a in enumerate(present) for b in present[k:]]
     number = torch.zeros(present[-1] + 1, present[-1] + 1, dtype=torch.int64)
@@ -83,6 +89,14 @@ def find_pairs(options: RadialOptions, graph: Graph, species: Tensor) -> Pairs:
         return Pairs(tuple(pairs), species.trace.tables(number))
     centre, neighbour = species.index_select(0, graph.edge_index[0]), species.index_select(0, graph.edge_index[1])
     return Pairs(tuple(pairs), number.to(species.device)[centre, neighbour])
+
+
+def _all_pairs(graph: Graph, species: Tensor, n_species: int) -> Pairs:
+    """(0, 0), (0, 1), ..., (1, 1), ...: the pair (a, b) with a <= b has the number a (2 n - a - 1) / 2 + b."""
+    ends = [species.index_select(0, atoms) for atoms in graph.edge_index]
+    a, b = torch.minimum(*ends), torch.maximum(*ends)
+    pairs = tuple((a, b) for a in range(n_species) for b in range(a, n_species))
+    return Pairs(pairs, a * (2 * n_species - a - 1) // 2 + b)
 
 
 class PairRadialNetwork(nn.Module):

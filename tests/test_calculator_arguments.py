@@ -77,7 +77,7 @@ def test_shipped_name_from_any_folder(tmp_path, monkeypatch):
         ({"device": "cuda:99"}, ValueError, r"sees \d+ CUDA devices, asked for 'cuda:99'"),
         ({"dtype": "float16"}, ValueError, r"dtype must be one of 'float32', 'float64', got 'float16'"),
         ({"dtype": torch.float64}, ValueError, r"dtype must be one of .* got torch.float64"),
-        ({"backend": "fast"}, ValueError, r"backend must be one of 'auto', 'reference', 'llvm', got 'fast'"),
+        ({"backend": "fast"}, ValueError, r"backend must be one of 'auto', 'reference', 'llvm', 'triton', got 'fast'"),
         ({"neighbors": "ase"}, ValueError, r"neighbors must be one of .*'vesin'.*, got 'ase'"),
         ({"skin": -0.1}, ValueError, r"skin .* got -0.1"),
         ({"skin": float("nan")}, ValueError, r"skin .* got nan"),

@@ -33,6 +33,7 @@ THIRD_PARTY = {
     "ase": (("graph", "neighbors", "data", "train", "calculator", "@5"), "top"),
     "llvmlite": (("ops.jit", "ops.emitter", "ops.conv_kernels"), "top"),
     "triton": (("ops.triton_source",), "local"),
+    "triton": (("ops.triton_source",), "local"),
     "vesin": (("neighbors",), "top"),
     "torch_cluster": (("neighbors",), "local"),
     "safetensors": (("potential", "train"), "top"),

@@ -5,7 +5,7 @@
 "uvu": every channel of x_j is coupled to the spherical harmonics by its own weight, one output block per path.
 
 `conv` is the only entry; models never know which implementation runs. `reference` is plain torch: any device, twice
-differentiable, the oracle of the generated CPU kernels (conv_kernels, conv_fused).
+differentiable, the oracle of the generated kernels (conv_kernels, conv_fused for the CPU, conv_triton for CUDA).
 
 Source: Thomas et al., arXiv:1802.08219 (point convolution); Batzner et al., Nat. Commun. 13, 2453 (2022), eq. 6.
 """
@@ -19,9 +19,13 @@ from torch import Tensor
 
 from ..graph import Graph
 from .conv_fused import fused
+from .conv_triton import fused as fused_triton
 from .paths import ConvPaths
 from .radial_table import RadialTable
 from .symbols import is_symbolic, trace_conv
+from .triton_source import installed, interpreted
+
+BACKENDS = ("auto", "reference", "llvm", "triton")
 
 
 def conv(
@@ -51,23 +55,28 @@ def conv(
     """
     if is_symbolic(lengths, sh):
         return trace_conv(paths, x, lengths, sh, radial)
-    if chosen_backend(backend, lengths.device) == "llvm" and isinstance(radial, RadialTable):
+    chosen = chosen_backend(backend, lengths.device)
+    if chosen == "llvm" and isinstance(radial, RadialTable):
         return fused(paths, x, lengths, sh.T, radial, graph)
+    if chosen == "triton" and isinstance(radial, RadialTable):
+        return fused_triton(paths, x, lengths, sh, radial, graph)
     return reference(paths, x, lengths, sh, radial, graph)
 
 
 def chosen_backend(backend: str, device: torch.device) -> str:
-    """What "auto" means on a device: "llvm" (kernels generated for this CPU) or "reference".
+    """What "auto" means on a device: kernels generated for it, "llvm" on the CPU and "triton" on CUDA, else "reference".
 
     Raises:
-        ValueError: a name that is none of these, or "llvm" for another device than the CPU.
+        ValueError: a name that is none of these, or generated kernels asked for on a device that they do not run on.
     """
-    if backend not in ("auto", "reference", "llvm"):
-        raise ValueError(f"backend must be 'auto', 'reference' or 'llvm', got {backend!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "auto":
-        return "llvm" if device.type == "cpu" else "reference"
+        return {"cpu": "llvm", "cuda": "triton" if installed() else "reference"}.get(device.type, "reference")
     if backend == "llvm" and device.type != "cpu":
         raise ValueError(f"backend 'llvm' runs on the CPU, the tensors are on {device}")
+    if backend == "triton" and device.type != "cuda" and not interpreted():
+        raise ValueError(f"backend 'triton' runs on CUDA devices, the tensors are on {device}")
     return backend
 
 

@@ -5,7 +5,8 @@
 channel by channel, where k runs over linearly independent couplings of 1, 2, ..., `correlation` factors.
 
 `product` is the only entry; models never know which implementation runs. `reference` is plain torch: any device,
-differentiable to any order, the oracle of the generated CPU kernels (product_kernels, product_fused).
+differentiable to any order, the oracle of the generated kernels (product_kernels, product_fused for the CPU, product_triton
+for CUDA).
 
 Source: Batatia et al., NeurIPS 2022, arXiv:2206.07697, eq. 10 and 11; Drautz, Phys. Rev. B 99, 014104 (2019).
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from .conv import chosen_backend
 from .product_fused import fused
 from .product_table import ProductTable
+from .product_triton import fused as fused_triton
 from .symbols import is_symbolic, trace_product
 
 
@@ -39,8 +41,11 @@ def product(
     """
     if is_symbolic(*x):
         return trace_product(table, x, weights)
-    if chosen_backend(backend, x[0].device) == "llvm":
+    chosen = chosen_backend(backend, x[0].device)
+    if chosen == "llvm":
         return fused(table, x, weights, species)
+    if chosen == "triton":
+        return fused_triton(table, x, weights, species)
     return reference(table, x, weights, species)
 
 

@@ -56,7 +56,7 @@ class ProductKernel:
         self.e = Emitter(variant.name, self.n_pointers, self.n_integers, bits, lanes)
         pointers = iter(self.e.pointers)
         self.p = {name: [next(pointers) for _ in range(count)] for name, count in counts.items()}
-        self.terms = [_terms(table, k) for k in range(len(table.nodes))]
+        self.terms = [terms_of(table, k) for k in range(len(table.nodes))]
 
     def source(self) -> str:
         e = self.e
@@ -169,7 +169,7 @@ class ProductKernel:
         self.e.accumulate(self._result(total), self.p["dW"][i_out], index, self.width)
 
 
-def _terms(table: ProductTable, k: int) -> dict[tuple[int, int], list[tuple[int, float]]]:
+def terms_of(table: ProductTable, k: int) -> dict[tuple[int, int], list[tuple[int, float]]]:
     """{(a, b): [(m, c)]}: t[m] = sum c left[a] right[b]; of a square only a <= b."""
     if k < table.n_inputs:
         return {}

@@ -1,0 +1,197 @@
+"""The whole evaluation of a potential on CUDA as one recorded graph, replayed on buffers of constant size.
+
+A step of a small system is hundreds of kernels that take less time to run than to launch; a replay launches them at once. The
+buffers are padded with ghosts, atoms of a structure of their own: edges that are missing run from a ghost to itself, at the
+cutoff. So no atom sees them, and what belongs to ghosts is cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .derivatives import derivatives, energy_only
+from .graph import Graph
+from .potential import Potential
+from .programs import Energies
+
+_log = logging.getLogger(__name__)
+_PER_GHOST = 32  # edges that a ghost should have at most on average: a program goes through all edges of an atom
+_AFTER = 2  # evaluations of sizes that fit into the same buffers before a graph is recorded
+_CHECKED = 2  # replays of each recording that are compared with an ordinary evaluation
+_MOST_EDGES = 500_000  # beyond, launches take no time in comparison, and the recording holds memory
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # of the largest force
+
+
+class Capacity(NamedTuple):
+    """How many atoms, ghosts included, and edges (of each graph) the buffers hold."""
+
+    atoms: int
+    edges: tuple[int, ...]
+
+    def fits(self, other: Capacity) -> bool:
+        """Whether a structure with these numbers of atoms and edges can use the buffers without much waste."""
+        numbers = [(self.atoms, other.atoms), *zip(self.edges, other.edges, strict=True)]
+        return all(used < capacity <= used + used // 8 + 256 for capacity, used in numbers)
+
+
+def size_of(graphs: tuple[Graph, ...]) -> Capacity:
+    """What a structure takes without padding."""
+    return Capacity(len(graphs[0].numbers), tuple(graph.edge_index.shape[1] for graph in graphs))
+
+
+def capacity_for(size: Capacity) -> Capacity:
+    """Room for somewhat more: edges come and go as atoms move."""
+    edges = tuple(n + n // 32 + 64 for n in size.edges)
+    spare = max((capacity - n for capacity, n in zip(edges, size.edges)), default=0)
+    return Capacity(size.atoms + 1 + spare // _PER_GHOST, edges)
+
+
+class Buffers:
+    """Graphs of constant size, and their vectors, that structures are written into.
+
+    Args:
+        like: the graphs of a structure of n atoms, for devices.
+        cutoffs: A, one per graph.
+        capacity: more than n atoms, and more edges than there are.
+        species: an atomic number for the ghosts.
+    """
+
+    def __init__(self, like: tuple[Graph, ...], cutoffs: tuple[float, ...], capacity: Capacity, species: int):
+        self.capacity, self.cutoffs, self.species, device = capacity, cutoffs, species, like[0].numbers.device
+        n = capacity.atoms
+        numbers = torch.full((n,), species, device=device)
+        batch = torch.ones(n, dtype=torch.int64, device=device)
+        cell = torch.zeros(2, 3, 3, dtype=torch.float64, device=device)
+        pbc = torch.zeros(2, 3, dtype=torch.bool, device=device)
+        self.graphs = tuple(
+            Graph(
+                numbers=numbers, cell=cell, pbc=pbc, batch=batch, n_graphs=2,
+                edge_index=torch.zeros(2, edges, dtype=torch.int64, device=device),
+                shift=torch.zeros(edges, 3, dtype=torch.int32, device=device),
+                row_ptr=torch.zeros(n + 1, dtype=torch.int64, device=device),
+            )
+            for edges in capacity.edges
+        )  # fmt: skip
+        self.vectors = tuple(torch.zeros(edges, 3, dtype=torch.float64, device=device) for edges in capacity.edges)
+        self.positions = torch.zeros(n, 3, dtype=torch.float64, device=device)
+
+    def fill(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> None:
+        """Writes a structure that fits, and ghosts behind it. Nothing waits for the device."""
+        n, own = len(graphs[0].numbers), self.graphs[0]
+        own.numbers[:n], own.numbers[n:] = graphs[0].numbers, self.species
+        own.batch[:n], own.batch[n:] = 0, 1
+        own.cell[0], own.pbc[0] = graphs[0].cell[0], graphs[0].pbc[0]
+        for graph, padded, exact, room, cutoff in zip(graphs, self.graphs, vectors, self.vectors, self.cutoffs):
+            _fill_edges(graph, padded, exact, room, cutoff)
+
+
+def _fill_edges(graph: Graph, padded: Graph, vectors: Tensor, room: Tensor, cutoff: float) -> None:
+    n, n_edges = len(graph.numbers), len(vectors)
+    n_ghosts, n_missing = len(padded.numbers) - n, len(room) - n_edges
+    device = room.device
+    # edge k of those missing belongs to ghost k * n_ghosts // n_missing: equally many to each
+    ghosts = torch.arange(n_ghosts + 1, device=device)
+    padded.row_ptr[: n + 1] = graph.row_ptr
+    padded.row_ptr[n:] = n_edges + (ghosts * n_missing + n_ghosts - 1) // n_ghosts
+    padded.edge_index[:, :n_edges] = graph.edge_index
+    padded.edge_index[:, n_edges:] = n + torch.arange(n_missing, device=device) * n_ghosts // n_missing
+    padded.shift[:n_edges], padded.shift[n_edges:] = graph.shift, 0
+    room[:n_edges], room[n_edges:] = vectors, 0.0
+    room[n_edges:, 0] = cutoff
+
+
+class Replay:
+    """Evaluates one structure as `derivatives` does, by replaying a recorded graph where that is possible.
+
+    What cannot be recorded, or what a replay gives differently, is evaluated in the ordinary way from then on; the reason is
+    logged.
+
+    Args:
+        potential: frozen, on a CUDA device; its weights are not to be changed while this is in use.
+    """
+
+    def __init__(self, potential: Potential):
+        self.potential, self.problem = potential, ""
+        self._buffers: Buffers | None = None
+        self._replay: Callable[[], Energies] | None = None
+        self._waited = self._checked = 0
+
+    def __call__(
+        self, graphs: tuple[Graph, ...], positions: Tensor, vectors: tuple[Tensor, ...], gradient: bool = True
+    ) -> Energies:
+        """Energies, and with `gradient` forces and virials; arguments as in `programs.Programs`.
+
+        The next call may overwrite the result.
+        """
+        if not self._may_replay(graphs):
+            return self._ordinary(graphs, positions, vectors, gradient)
+        self._buffers.fill(graphs, vectors)
+        if self._replay is None:
+            try:
+                self._replay, self._checked = self._record(), 0
+            except Exception as error:  # whatever cannot be recorded: a wait for the device, too little memory
+                self._give_up(f"{type(error).__name__}: {error}")
+                return self._ordinary(graphs, positions, vectors, gradient)
+        found = Energies(*(x[: len(positions)] for x in self._replay()))
+        if self._checked < _CHECKED:
+            self._checked += 1
+            return self._checked_against(self._ordinary(graphs, positions, vectors, True), found)
+        return found
+
+    def _ordinary(self, graphs, positions: Tensor, vectors, gradient: bool) -> Energies:
+        if gradient:
+            found = derivatives(self.potential, graphs, positions, vectors=vectors)
+            return Energies(found.node_energy, found.forces, found.node_virial)
+        return Energies(energy_only(self.potential, graphs, positions, vectors=vectors), None, None)
+
+    def _may_replay(self, graphs: tuple[Graph, ...]) -> bool:
+        """Whether a structure of this size came often enough; makes buffers for it."""
+        size = size_of(graphs)
+        if self.problem or not size.atoms or sum(size.edges) > _MOST_EDGES:
+            return False
+        if self._buffers is None or not self._buffers.capacity.fits(size):
+            self._buffers = Buffers(graphs, self.potential.cutoffs, capacity_for(size), self.potential.species[0])
+            self._replay, self._waited = None, 0
+        self._waited += 1
+        return self._waited > _AFTER
+
+    def _evaluate(self) -> Energies:
+        """What is recorded: the structure in the buffers."""
+        buffers = self._buffers
+        # A new tensor of edges: what operators keep for an older one is not valid in every replay.
+        graphs = tuple(graph._replace(edge_index=graph.edge_index.clone()) for graph in buffers.graphs)
+        found = derivatives(self.potential, graphs, buffers.positions, vectors=buffers.vectors)
+        return Energies(found.node_energy, found.forces, found.node_virial)
+
+    def _record(self) -> Callable[[], Energies]:
+        with torch.cuda.device(self.potential.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # kernels are compiled and libraries set up before the recording
+                for _ in range(2):
+                    self._evaluate()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                results = self._evaluate()
+
+        def replay() -> Energies:
+            graph.replay()
+            return results
+
+        return replay
+
+    def _checked_against(self, expected: Energies, found: Energies) -> Energies:
+        for name, ours, right in zip(Energies._fields, found, expected):
+            error, scale = (ours - right).abs().max().item(), right.abs().max().item()
+            if not error <= _TOLERANCE[self.potential.dtype] * scale + 1e-30:
+                self._give_up(f"{name} differs by {error:.3g} at a size of {scale:.3g}")
+        return expected
+
+    def _give_up(self, problem: str) -> None:
+        self.problem, self._buffers, self._replay = problem, None, None
+        _log.warning("evaluations are not replayed as CUDA graphs: %s", problem)
