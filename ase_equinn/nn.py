@@ -228,7 +228,7 @@ class RadialNetwork(nn.Module):
 
     def forward(self, lengths: Tensor) -> Tensor:
         """The exact function: lengths (E,) in A -> (E, n_out)."""
-        *hidden, last = self._scaled()
+        *hidden, last = _scaled(parameters(self.weights))
         x = self.inputs(lengths)
         for weight in hidden:
             x = silu(x @ weight)
@@ -238,11 +238,13 @@ class RadialNetwork(nn.Module):
         """The function as `conv` wants it, see `Tabulator`."""
         return self.tabulate(self._taylor, parameters(self.weights))
 
-    def _taylor(self, x: Taylor) -> Taylor:
-        *hidden, last = self._scaled()
+    @staticmethod
+    def _taylor(x: Taylor, weights: list[Tensor]) -> Taylor:
+        *hidden, last = _scaled(weights)
         for weight in hidden:
             x = taylor_function(taylor_linear(x, weight), silu_series) * _SILU
         return taylor_linear(x, last)
 
-    def _scaled(self) -> list[Tensor]:
-        return [weight / weight.shape[0] ** 0.5 for weight in parameters(self.weights)]
+
+def _scaled(weights: list[Tensor]) -> list[Tensor]:
+    return [weight / weight.shape[0] ** 0.5 for weight in weights]

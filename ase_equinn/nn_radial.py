@@ -139,7 +139,7 @@ class PairRadialNetwork(nn.Module):
         """The exact function of one pair: lengths (E,) in A -> (E, n_out)."""
         x = self.inputs(pair, lengths)
         x, envelope = x[:, :-1], x[:, -1:]
-        *hidden, last = self._scaled()
+        *hidden, last = _scaled(self.weights)
         for weight in hidden:
             x = silu(x @ weight)
         x = x @ last
@@ -161,9 +161,9 @@ class PairRadialNetwork(nn.Module):
             self._tabulators[pair] = Tabulator(partial(self.inputs, pair), self.cutoff, self.options.n_knots)
         return self._tabulators[pair]
 
-    def _taylor(self, x: Taylor) -> Taylor:
+    def _taylor(self, x: Taylor, weights: list[Tensor]) -> Taylor:
         x, envelope = x[..., :-1], x[..., -1:]
-        *hidden, last = self._scaled()
+        *hidden, last = _scaled(weights)
         for weight in hidden:
             x = taylor_function(taylor_linear(x, weight), silu_series) * _SILU
         x = taylor_linear(x, last)
@@ -171,11 +171,12 @@ class PairRadialNetwork(nn.Module):
             x = taylor_function(taylor_product(x, x), _tanh_series)
         return taylor_product(x, envelope) if self.options.envelope_last else x
 
-    def _scaled(self) -> list[Tensor]:
-        return [weight / weight.shape[0] ** 0.5 for weight in self.weights]
-
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_tabulators": {}}
+
+
+def _scaled(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [weight / weight.shape[0] ** 0.5 for weight in weights]
 
 
 def _tanh_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

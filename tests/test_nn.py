@@ -1,5 +1,7 @@
 """Linear, Gate and RadialNetwork against e3nn, in its own layout, with the same weights."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,25 @@ def test_radial_table_is_the_network_to_second_order():
     assert gain[0] > 40 and gain[1] > 20 and gain[2] > 10  # orders 6, 5, 4 in the spacing: 64, 32, 16
     knots = torch.arange(256, dtype=torch.float64) * network.table().spacing
     torch.testing.assert_close(network.table()(knots), network(knots), rtol=1e-12, atol=1e-12)
+
+
+def test_slopes_of_a_frozen_table_in_float32():
+    """Their only error is that of the rounded values, two of which are subtracted and divided by the spacing."""
+    torch.manual_seed(5)
+    network = RadialNetwork(BesselBasis(8, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [64, 64, 64], 20)
+    network.requires_grad_(False)
+    exact = copy.deepcopy(network).double()
+
+    def slopes(function, dtype):
+        r = torch.linspace(0.5, 4.9, 5000).to(dtype).requires_grad_()
+        ones = torch.ones(20, 5000, 20, dtype=dtype) * torch.eye(20, dtype=dtype)[:, None]
+        (slope,) = torch.autograd.grad(function(r), r, ones, is_grads_batched=True)
+        return slope.double()
+
+    largest = network.table().values[:, 0].abs().amax(0)[:, None]
+    error = (slopes(network.table(), torch.float32) - slopes(exact.table(), torch.float64)).abs() / largest
+    rounding = torch.finfo(torch.float32).eps / network.table().spacing
+    assert error.max() < 2 * rounding and error.square().mean().sqrt() < 0.1 * rounding
 
 
 def test_radial_table_follows_its_weights():

@@ -79,10 +79,11 @@ class Interaction(nn.Module):
         first, _, last = self.filter
         return self.tabulate(self._taylor, [first.weight, first.bias, last.weight, last.bias])
 
-    def _taylor(self, x: Taylor) -> Taylor:
-        first, _, last = self.filter
-        hidden = taylor_function(taylor_linear(x[..., :-1], first.weight.T, first.bias), shifted_softplus_series)
-        return taylor_product(taylor_linear(hidden, last.weight.T, last.bias), x[..., -1:])
+    @staticmethod
+    def _taylor(x: Taylor, weights: list[Tensor]) -> Taylor:
+        first, first_bias, last, last_bias = weights
+        hidden = taylor_function(taylor_linear(x[..., :-1], first.T, first_bias), shifted_softplus_series)
+        return taylor_product(taylor_linear(hidden, last.T, last_bias), x[..., -1:])
 
     def forward(self, x: Tensor, lengths: Tensor, ones: Tensor, graph: Graph) -> Tensor:
         """x (n_atoms, n_channels), lengths (E,), ones (E, 1): the harmonic of degree zero."""

@@ -45,10 +45,13 @@ class RadialTable(NamedTuple):
         scaled = lengths / self.spacing
         knot = scaled.detach().floor().clamp(0, n_knots - 2)
         t = scaled - knot
-        hermite = torch.from_numpy(HERMITE).to(t)
+        # The functions of the two values add up to 1: with the difference of the values in place of the second, that of
+        # the first is constant, and slopes are no small differences of large terms.
+        hermite = torch.from_numpy(HERMITE[1:]).to(t)
         powers = torch.stack([torch.ones_like(t), t, t**2, t**3, t**4, t**5])
-        basis = (hermite @ powers).T  # (E, 6)
+        basis = (hermite @ powers).T  # (E, 5)
         whole = knot.long() if self.first is None else knot.long() + self.first
-        rows = 3 * whole[:, None] + torch.arange(6, device=t.device)
-        gathered = self.values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
-        return torch.bmm(basis[:, None], gathered)[:, 0]
+        low, high = self.values[:-1], self.values[1:]
+        intervals = torch.cat([low[:, 1:], high[:, :1] - low[:, :1], high[:, 1:]], dim=1)  # (n_knots - 1, 5, n)
+        changes = torch.bmm(basis[:, None], intervals.index_select(0, whole))[:, 0]
+        return low[:, 0].index_select(0, whole) + changes
