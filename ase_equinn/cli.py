@@ -40,6 +40,8 @@ EPILOG = """
 
 `equinn bench silicon --sizes 64,512 --plot bench.png` measures what a step costs on this machine
 
+`equinn lammps in.lmp --potential silicon -n 4` runs a LAMMPS input on four MPI ranks
+
 `equinn plot harmonics --lmax 3` draws the spherical harmonics
 
 **Conventions**

