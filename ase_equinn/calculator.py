@@ -17,13 +17,13 @@ from ase.calculators.calculator import (
     CalculatorSetupError,
     PropertyNotImplementedError,
     all_changes,
-    equal,
 )
 from ase.outputs import Properties, all_outputs
 
 from ase_equinn.backend import BACKENDS, checked_programs, use_backend
 from ase_equinn.calculator_arguments import atom_indices, find_device, load_models, one_of
 from ase_equinn.calculator_results import STD, check_finite, evaluate, merge
+from ase_equinn.calculator_snapshot import Snapshot
 from ase_equinn.derivatives import hessian
 from ase_equinn.graph import COINCIDENT, Graph, check_atoms, check_coincident, graph_and_vectors
 from ase_equinn.neighbors import BACKENDS as NEIGHBORS
@@ -93,7 +93,7 @@ class EquiCalculator(Calculator):
     ):
         self._stored: list[Potential] = []  # as loaded or given, on the CPU: what dtype and device start from
         super().__init__(model=model, device=device, dtype=dtype, skin=skin, backend=backend, neighbors=neighbors)
-        self.use_cache = False  # ASE need not copy the atoms: `calculate` does, and `check_state` compares with that copy
+        self.use_cache = False  # ASE need not copy the atoms: `calculate` does
 
     def set(self, **kwargs) -> dict:
         """Changes arguments of the constructor and all that depends on them; returns those that changed.
@@ -145,6 +145,15 @@ class EquiCalculator(Calculator):
         self.timings = {"neighbors": 0.0, "model": 0.0, "total": 0.0, "count": 0}
 
     @property
+    def atoms(self) -> Atoms | None:
+        """A copy of the atoms that the results belong to."""
+        return None if self._seen is None else self._seen.atoms()
+
+    @atoms.setter
+    def atoms(self, atoms: Atoms | None) -> None:
+        self._seen = None if atoms is None else Snapshot(atoms, self._arrays, self._info)
+
+    @property
     def potentials(self) -> tuple[Potential, ...]:
         """The potential, or the committee's members, on the calculator's device and in its dtype; not to be changed."""
         return tuple(self._potentials)
@@ -164,16 +173,7 @@ class EquiCalculator(Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What differs from the atoms that the results belong to, by value; exact, there is no tolerance."""
-        if self.atoms is None:
-            return list(all_changes)
-        then, now = self._key(self.atoms), self._key(atoms)
-        return [name for name in then | now if not (name in then and name in now and _same(then[name], now[name]))]
-
-    def _key(self, atoms: Atoms) -> dict:
-        """All that results may depend on."""
-        key = {name: atoms.arrays[name] for name in self._arrays if name in atoms.arrays}
-        key |= {f"info[{name!r}]": atoms.info[name] for name in self._info if name in atoms.info}
-        return key | {"cell": atoms.cell.array, "pbc": atoms.pbc}
+        return list(all_changes) if self._seen is None else self._seen.changes(atoms)
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True):
         """See ASE; also the standard deviations of a committee."""
@@ -207,8 +207,7 @@ class EquiCalculator(Calculator):
             results = merge([evaluate(p, graphs, vectors, positions, gradient, programs) for p, programs in members])
         evaluated = perf_counter()
         check_finite(results, atoms)
-        self.atoms, self.results = atoms.copy(), results
-        self.atoms.info |= {name: copy.deepcopy(atoms.info[name]) for name in self._info if name in atoms.info}
+        self._seen, self.results = Snapshot(atoms, self._arrays, self._info), results
         spent = {"neighbors": listed - start, "model": evaluated - listed, "total": perf_counter() - start, "count": 1}
         for phase, value in spent.items():
             self.timings[phase] += value
@@ -273,20 +272,11 @@ class EquiCalculator(Calculator):
         return graphs, vectors, positions
 
 
-def _same(a, b) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.shape == b.shape and bool((a == b).all())
-    try:
-        return bool(equal(a, b))
-    except (ValueError, TypeError):  # values that cannot be compared count as changed
-        return False
-
-
 def _own_modes(device: torch.device) -> contextlib.AbstractContextManager:
-    """Without gradients; neither inference mode nor autocast of the caller reaches the potential."""
+    """Neither inference mode nor autocast of the caller reaches the potential, whose weights need no gradient."""
     if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
         return _outside(device)
-    return torch.no_grad()
+    return contextlib.nullcontext()  # entering any of torch's modes takes several microseconds
 
 
 @contextlib.contextmanager

@@ -141,8 +141,8 @@ def neighbor_list(positions, cell, pbc, cutoff: float, *, backend: str = "vesin"
         cutoff: A; may exceed the cell. Atoms at the same place are a pair with d = 0.
         backend: "vesin" or "torch_cluster".
     Returns:
-        Pairs: edge_index (2, E) int64, shift S (E, 3) int32, row_ptr (n + 1,) int64, vectors (E, 3) float64, on the device
-        of the positions.
+        Pairs: edge_index (2, E) int64, shift S (E, 3) int32, row_ptr (n + 1,) int64, vectors (E, 3) float64, on the
+        device of the positions.
     Raises:
         ValueError: see NeighborList.
     """

@@ -3,11 +3,10 @@
     python benchmarks/overhead.py                    # ethanol, 216 and 8000 Si, one thread
     python benchmarks/overhead.py --cells 3 14 --skin 0.3
 
-The model is a SchNet without layers, so "model" is what any model pays around its network: two torch layers on a few
-numbers, forces and stress from edge gradients. "neighbors" includes the checks of the atoms; "rest" is what `calculate`
-does beside these two; "ASE" what `atoms.get_forces()` adds to it. "rebuild" is a step in which the neighbour list is built
-anew; the other columns are steps in which it is kept. Atoms move a little between steps. Every number is the median over
-steps of the round that had the smallest. No test asserts any of these numbers.
+The model is a SchNet without layers, so "model" is little more than what any model pays around its network. "neighbors"
+includes the checks of the atoms; "rest" is what `calculate` does beside these two; "ASE" what `atoms.get_forces()` adds
+to it. "rebuild" is "neighbors" in a step in which the list is built anew; in the other columns it is kept. Atoms move a
+little between steps. Every number is the median of a round's steps, in the best round. No test asserts any of them.
 """
 
 import argparse

@@ -37,7 +37,7 @@ def kept_pairs(draw):
     ends[0].sort()
     reach = draw(st.sampled_from([1, 3, 2**30]))
     shift = draw(arrays(np.int64, (n_pairs, 3), elements=st.integers(-reach, reach)))
-    positions, cell = draw(arrays(np.float64, (n_atoms, 3), elements=NUMBER)), draw(arrays(np.float64, (3, 3), elements=NUMBER))
+    positions, cell = (draw(arrays(np.float64, (n, 3), elements=NUMBER)) for n in (n_atoms, 3))
     return torch.tensor(ends), torch.tensor(shift), torch.tensor(positions), cell, draw(st.floats(0.1, 60))
 
 
@@ -116,7 +116,10 @@ def test_nothing_is_written_beyond_the_arrays(seed):
     assert outputs[4][8 + n] <= k
 
 
-@pytest.mark.parametrize("transform", [None, np.eye(3) + 0.1 * np.arange(9.0).reshape(3, 3)], ids=["same cell", "strained"])
+STRAIN = np.eye(3) + 0.1 * np.arange(9.0).reshape(3, 3)
+
+
+@pytest.mark.parametrize("transform", [None, STRAIN], ids=["same cell", "strained"])
 def test_farthest_move(transform):
     rng = np.random.default_rng(2)
     origin, positions = (torch.from_numpy(rng.normal(size=(17, 3))) for _ in range(2))
@@ -193,7 +196,11 @@ def test_steps_need_no_new_memory():
         assert len(addresses) == 1 + held and kept.n_builds == 1
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+def pickled(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
 def test_copies_share_no_memory(duplicate):
     positions, cell, pbc = crowd()
     kept = NeighborList(3.0, skin=1.0)
