@@ -45,6 +45,7 @@ class Programs:
         self._programs: dict[tuple[int, ...], list[tuple[Program, SpeciesIndex]]] = {}
         self._native = list(range(len(potential.models)))
         self._rest: Potential | None = None
+        self._kept: tuple[Tensor, tuple] | None = None
 
     def __call__(
         self,
@@ -67,12 +68,12 @@ class Programs:
         if not len(numbers):
             none = positions.new_zeros(0)
             return Energies(none, none.view(0, 3), none.view(0, 3, 3)) if gradient else Energies(none, None, None)
-        programs = self._of(tuple(torch.unique(numbers).tolist()) if len(potential.species) > 1 else potential.species)
-        energy, forces, virial = potential.node_offset(numbers[:n_counted]), 0.0, 0.0
-        for k, (program, index) in zip(self._native, programs):
+        offset, indices, programs = self._of_atoms(numbers)
+        energy, forces, virial = offset[:n_counted], 0.0, 0.0
+        for k, index, program in zip(self._native, indices, programs):
             graph, scale = graphs[potential.graph_of[k]], potential.scale[k]
             edges = graph.row_ptr, graph.edge_index[1], vectors[potential.graph_of[k]]
-            found = program(index(numbers), *edges, gradient, n_counted)
+            found = program(index, *edges, gradient, n_counted)
             energy = torch.add(energy, found.node_energy, alpha=scale)
             if gradient:
                 forces, virial = forces + scale * found.forces, virial + scale * found.node_virial
@@ -87,6 +88,15 @@ class Programs:
             else:
                 energy = energy + energy_only(self._rest, *known, vectors=exact)[:n_counted]
         return Energies(energy, forces, virial) if gradient else Energies(energy, None, None)
+
+    def _of_atoms(self, numbers: Tensor) -> tuple[Tensor, list[Tensor], list[Program]]:
+        """What follows from the atomic numbers, kept while they stay: offsets, rows of the species, programs."""
+        if self._kept is None or not torch.equal(self._kept[0], numbers):
+            made = self._of(tuple(torch.unique(numbers).tolist()))
+            indices = [index(numbers) for _, index in made]
+            programs = [program for program, _ in made]
+            self._kept = numbers.clone(), (self.potential.node_offset(numbers), indices, programs)
+        return self._kept[1]
 
     def _of(self, numbers: tuple[int, ...]) -> list[tuple[Program, SpeciesIndex]]:
         """The programs of the native models for these elements."""

@@ -20,6 +20,7 @@ from .plan import Plan
 _MIN_EDGES = 500  # per thread: less is not worth waking one
 _BLOCK_BYTES = 1 << 19  # of a block's own buffers: they stay in a core's second cache
 _BLOCK_ATOMS = 64
+_SMALL = 10_000  # atoms: memory for so many is kept in any case
 
 
 class Evaluation(NamedTuple):
@@ -36,10 +37,9 @@ class _Memory:
     def __init__(self, program: "Program", n_atoms: int, n_edges: int, n_threads: int):
         self.sizes = n_atoms, n_edges, n_threads
         dtype, plan = program.dtype, program.plan
+        calls, arrays, scratch = program.calls(n_threads)
         self.shared = {b: torch.zeros(n_atoms * plan.rows[b], dtype=dtype) for b in sorted(plan.shared)}
         self.private = {b: torch.zeros(n_threads, n_atoms * plan.rows[b], dtype=dtype) for b in sorted(plan.private)}
-        calls, arrays, scratch = calls_of(plan, dtype, n_threads)
-        self._calls = calls  # they hold the weights that the steps point to
         self.arena = torch.zeros(n_threads, program.arena_row * program.block, dtype=dtype)
         self.scratch = torch.zeros(n_threads, scratch, dtype=dtype)
         lengths = {"atom": n_atoms, "edge": n_edges}
@@ -107,6 +107,7 @@ class Program:
         self.arena_row = max(self.arena_row, 1)
         self.block = max(1, min(_BLOCK_ATOMS, _BLOCK_BYTES // (self.arena_row * dtype.itemsize)))
         self._memory: _Memory | None = None
+        self._calls: dict[int, tuple] = {}  # with the weights that the steps point to
 
     def __call__(
         self,
@@ -146,11 +147,22 @@ class Program:
         virial = memory.arrays["node_virial"][: 9 * n_atoms].clone()
         return Evaluation(node_energy, forces.sum(0).view(n_atoms, 3), virial.view(n_atoms, 3, 3))
 
+    def calls(self, n_threads: int) -> tuple[list[Call], dict[str, tuple], int]:
+        """See `calls_of`; made once."""
+        if n_threads not in self._calls:
+            self._calls[n_threads] = calls_of(self.plan, self.dtype, n_threads)
+        return self._calls[n_threads]
+
     def _reserve(self, n_atoms: int, n_edges: int, n_threads: int) -> _Memory:
+        """Memory that is large enough, and not more than four times too large where that matters."""
+        wanted = n_atoms, n_edges, n_threads
         have = self._memory.sizes if self._memory else (-1, -1, -1)
-        if n_atoms > have[0] or n_edges > have[1] or n_threads > have[2] or n_atoms < have[0] // 4:
+        too_large = have[0] > max(4 * n_atoms, _SMALL)
+        if too_large or any(want > has for want, has in zip(wanted, have)):
             self._memory = None
-            self._memory = _Memory(self, n_atoms, n_edges + n_edges // 8, n_threads)
+            if not too_large:
+                wanted = tuple(max(want, has) for want, has in zip(wanted, have))
+            self._memory = _Memory(self, wanted[0], wanted[1] + wanted[1] // 8, wanted[2])
         return self._memory
 
 
