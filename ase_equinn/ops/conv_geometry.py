@@ -39,10 +39,12 @@ class EdgeBlock:
         self.scratch = pointers["scratch"][0]
         self.rows: list[Row] = list(dict.fromkeys(row for form in forms.values() for row in form.rows))
         self.degrees = sorted({m for row in self.rows for m, _ in row})  # components of Y that occur
-        sizes = {"knot": 2, "h": 6, "dh": 6, "row": len(self.rows)}
+        self._kinds = ["h", "dh"] if variant.backward else ["h"]
+        sizes = {"knot": 2, "row": len(self.rows), "sums": self._group_rows() if variant.backward else 0}
+        for kind in self._kinds:
+            sizes |= {kind: 6} | ({kind + "'": 6} if variant.dual else {})
         if variant.dual:
-            sizes |= {"h'": 6, "dh'": 6, "row'": len(self.rows)}
-        sizes["sums"] = -(-(1 + len(self.degrees)) // e.lanes) * e.lanes
+            sizes["row'"] = len(self.rows)
         self._bases, self.n_rows = {}, 0
         for name, size in sizes.items():
             self._bases[name] = self.n_rows
@@ -100,7 +102,7 @@ class EdgeBlock:
         return {m: e.load_masked(self.p[name][0], e.add(e.times(self.n_edges, m), edge), mask) for m in self.degrees}
 
     def _radial(self, k, edge, mask, length, rate) -> None:
-        """Knots, and the Hermite functions with their derivatives."""
+        """Knots, and the Hermite functions of t in units of the knot distance with their derivatives."""
         e, width = self.e, self.e.lanes
         inverse = e.splat(self.inverse, width)
         scaled = e.mul(length, inverse)
@@ -110,23 +112,30 @@ class EdgeBlock:
         if self.variant.tables:
             knots = e.b.add(knots, e.load_ints_masked(self.p["first"][0], edge, mask))
         e.store_int(knots, self.scratch, k)
+        powers = self._powers(t)
+        rate = None if rate is None else e.mul(rate, inverse)
         for q, coefficients in enumerate(HERMITE):
             polynomials = [coefficients]
-            for _ in range(2):
+            for kind in self._kinds:
                 polynomials.append(polynomials[-1][1:] * np.arange(1, len(polynomials[-1])))
-            value, slope, curvature = (self._horner(c, t, width) for c in polynomials)
-            slope = e.mul(slope, inverse)
-            self._save(value, "h", q, k)
-            self._save(slope, "dh", q, k)
-            if self.variant.dual:
-                self._save(e.mul(slope, rate), "h'", q, k)
-                self._save(e.mul(e.mul(curvature, e.mul(inverse, inverse)), rate), "dh'", q, k)
+                self._save(self._polynomial(polynomials[-2], powers), kind, q, k)
+                if self.variant.dual:
+                    self._save(e.mul(self._polynomial(polynomials[-1], powers), rate), kind + "'", q, k)
 
-    def _horner(self, coefficients, t, width: int):
-        out = self.e.const(coefficients[-1], width)
-        for c in coefficients[-2::-1]:
-            out = self.e.fma(out, t, self.e.const(c, width))
-        return out
+    def _powers(self, t) -> list:
+        powers = [None, t, self.e.mul(t, t)]
+        return [*powers, self.e.mul(powers[2], t)]
+
+    def _polynomial(self, coefficients, powers: list):
+        """Horner's scheme that steps over coefficients that are 0."""
+        e, total, gap = self.e, None, 0
+        for c in reversed(coefficients):
+            if total is not None:
+                gap += 1
+            if c != 0.0:
+                constant = e.const(c, e.lanes)
+                total, gap = constant if total is None else e.fma(total, powers[gap], constant), 0
+        return e.mul(total, powers[gap]) if gap else total
 
     def _combine(self, kind: str, k, y: dict) -> None:
         e = self.e
@@ -139,7 +148,7 @@ class EdgeBlock:
     # after the channels
 
     def keep_sums(self, k, slope, dy: dict) -> None:
-        """Adds up over lanes, and keeps for edge k: dr (a full vector of parts) and dY_m (the same, by m)."""
+        """Adds up over lanes, and keeps for edge k: dr in units of the knot distance (parts in a full vector), dY_m by m."""
         e, parts = self.e, [slope, *(dy[m] for m in self.degrees)]
         size = self._group_rows()
         self._lanes = []
@@ -166,6 +175,7 @@ class EdgeBlock:
         with e.loop(0, self.n, e.lanes) as k:
             edge, mask = e.add(self.start, k), e.mask(e.b.sub(self.n, k))
             slope, dy = self._sums(k)
+            slope = e.mul(slope, e.splat(self.inverse, e.lanes))
             if self.variant.vectors:
                 self._vectors_gradient(edge, mask, slope, dy)
             else:
