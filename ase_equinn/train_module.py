@@ -52,7 +52,11 @@ class Run:
         self.valid_frames, self.valid_samples = valid
         self.parameters = list(potential.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay, amsgrad=training.amsgrad
+            self.parameters,
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            amsgrad=training.amsgrad,
+            fused=True,
         )
         self.epoch = self.step = self.best_epoch = self.plateau_epochs = 0
         self.best_loss, self.plateau_factor = math.inf, 1.0

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from ..graph import Graph
 from .conv_kernels import ConvKernel, Variant
 from .jit import compile_function, vector_bytes
+from .needed import wanted
 from .paths import ConvPaths
 from .radial_table import RadialTable
 
@@ -121,8 +122,9 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *g: Tensor):
         inputs = ctx.saved_tensors
-        needs = (any(ctx.needs_input_grad[4:]), ctx.needs_input_grad[3])
-        return (None, *_Backward.apply(ctx.job, needs, len(inputs), *inputs, *(tensor.contiguous() for tensor in g)))
+        _, _, table, *x = wanted(ctx, len(inputs))
+        g = (tensor.contiguous() for tensor in g)
+        return (None, *_Backward.apply(ctx.job, (any(x), table), len(inputs), *inputs, *g))
 
 
 def _run_backward(job: _Job, variant: Variant, arguments: list[Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -156,10 +158,9 @@ class _Backward(torch.autograd.Function):
         job, n = ctx.job, ctx.n_inputs
         inputs, g = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         table_tangent = directions[2] is not None
-        tangents = [torch.zeros_like(t) if d is None else d.contiguous() for t, d in zip(inputs, directions)]
-        if not table_tangent:
-            del tangents[2]
-        need = ctx.needs_input_grad[3:]
+        with_tangent = [pair for k, pair in enumerate(zip(inputs, directions)) if k != 2 or table_tangent]
+        tangents = [torch.zeros_like(t) if d is None else d.contiguous() for t, d in with_tangent]
+        need = wanted(ctx, len(ctx.saved_tensors))
         out: list[Tensor | None] = [None] * len(ctx.saved_tensors)
         if any(need[n:]):
             out[n:] = _empty_out(job, inputs[0])

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .conv_fused import thread_pool
 from .jit import compile_function, vector_bytes
+from .needed import wanted
 from .product_kernels import ProductKernel, Variant
 from .product_table import ProductTable
 
@@ -94,7 +95,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *g: Tensor):
         inputs = ctx.saved_tensors
-        weight_gradient = any(ctx.needs_input_grad[1 + ctx.job.table.n_inputs :])
+        weight_gradient = any(wanted(ctx, len(inputs))[ctx.job.table.n_inputs :])
         g = (tensor.contiguous() for tensor in g)
         return (None, *_Backward.apply(ctx.job, weight_gradient, len(inputs), *inputs, *g))
 
@@ -117,9 +118,9 @@ class _Backward(torch.autograd.Function):
         job, n, n_x = ctx.job, ctx.n_inputs, ctx.job.table.n_inputs
         inputs, g = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         weight_tangent = any(d is not None for d in directions[n_x:])
-        tangents = [torch.zeros_like(t) if d is None else d.contiguous() for t, d in zip(inputs, directions)]
-        tangents = tangents if weight_tangent else tangents[:n_x]
-        need = ctx.needs_input_grad[3:]
+        with_tangent = list(zip(inputs, directions))[: None if weight_tangent else n_x]
+        tangents = [torch.zeros_like(t) if d is None else d.contiguous() for t, d in with_tangent]
+        need = wanted(ctx, len(ctx.saved_tensors))
         out: list[Tensor | None] = [None] * len(ctx.saved_tensors)
         if any(need[n:]):
             out[n:] = job.forward(Variant(False, True, weight_tangent), [*inputs, *tangents])
