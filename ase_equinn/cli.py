@@ -28,6 +28,8 @@ EPILOG = """
 
 `equinn relax silicon start.cif --cell full --out relaxed` relaxes positions and cell
 
+`equinn relax silicon crystals.xyz --all --out relaxed` relaxes every frame, as one batch
+
 `equinn md silicon relaxed/relaxed.xyz --ensemble nvt --temperature 300 --steps 10000`
 
 `equinn train config.yaml --max-time 25min` makes a potential from your own data
@@ -37,6 +39,10 @@ EPILOG = """
 `equinn check my_potential structure.xyz` tests forces, stress, symmetries and drift
 
 `equinn import mace my_mace.model -o my_potential` turns a trained MACE model into a potential
+
+`equinn ipi ethanol.xyz --potential my_potential --socket ethanol` serves an i-PI run
+
+`equinn parity silicon structure.xyz` proves that all engines that are installed agree
 
 `equinn bench silicon --sizes 64,512 --plot bench.png` measures what a step costs on this machine
 
@@ -173,12 +179,13 @@ def relax(
         Path, typer.Option(help="Folder for relaxed.xyz, relax.csv, relax.xyz and the restart file.")
     ] = Path("relax"),
     restart_every: Annotated[int, typer.Option(help="Steps between restart files.")] = 10,
+    every: Annotated[bool, typer.Option("--all", help="All frames of the file, side by side, to relaxed.xyz.")] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     dtype: Precision = DType.float32,
 ):
-    """Relax a structure: positions, and the cell if you wish.
+    """Relax a structure: positions, and the cell if you wish. Or with --all many small ones as one batch.
 
     `equinn relax silicon start.cif --cell full --out relaxed`
     """
@@ -187,8 +194,10 @@ def relax(
     from .dynamics import relax as run
 
     settings = RelaxSettings(fmax, smax, cell.value, pressure, optimizer.value, restart_every)
-    calculator = EquiCalculator(potential, device=device, dtype=dtype.value)
     existing = show.existing(resume, overwrite)
+    if every:
+        return relax_every(structure, potential, settings, steps, out, existing, device, dtype.value)
+    calculator = EquiCalculator(potential, device=device, dtype=dtype.value)
     with show.progress_bar("relax", steps) as advance:
         result = run(
             structure, calculator, settings, steps, output=out, existing=existing,
@@ -196,6 +205,20 @@ def relax(
         )  # fmt: skip
     show.relaxed(result, out)
     if not result.converged:
+        raise typer.Exit(1)
+
+
+def relax_every(structures, potential, settings, steps, out, existing, device, dtype) -> None:
+    """`equinn relax --all`."""
+    from .relax_batch import relax_all
+
+    with show.progress_bar("relax", 1) as advance:
+        results = relax_all(
+            structures, potential, settings, steps, device=device, dtype=dtype, output=out, existing=existing,
+            progress=lambda done, total: advance(done, total=total),
+        )  # fmt: skip
+    show.relaxed_all(results, out)
+    if not all(result.converged for result in results):
         raise typer.Exit(1)
 
 
@@ -365,7 +388,11 @@ def bench(
 ):
     """Measure what an MD step costs on this machine, by the number of atoms, and where the time goes.
 
-    `equinn bench silicon --sizes 64,512 --plot bench.png`
+    `equinn ipi ethanol.xyz --potential my_potential --socket ethanol` serves an i-PI run
+
+`equinn parity silicon structure.xyz` proves that all engines that are installed agree
+
+`equinn bench silicon --sizes 64,512 --plot bench.png`
     """
     from .bench import as_dict, bench_table, plot_bench
     from .bench import bench as run

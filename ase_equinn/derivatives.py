@@ -148,12 +148,12 @@ def _collect(graphs, exact, node_energy: Tensor, gradients: list[Tensor]) -> Der
         node_virial = node_virial + _segment_sum(outer.reshape(9, -1), g.row_ptr)
     node_virial = node_virial.view(3, 3, -1)
     node_virial = (0.5 * (node_virial + node_virial.transpose(0, 1))).permute(2, 0, 1).contiguous()
-    virial = _structure_sum(node_virial, graph)
+    virial = structure_sum(node_virial, graph)
     a, b, c = graph.cell.unbind(1)
     volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
     density = torch.where(graph.pbc.all(1) & (volume > 0), 1 / volume, 0.0)
     return Derivatives(
-        energy=_structure_sum(node_energy, graph),
+        energy=structure_sum(node_energy, graph),
         node_energy=node_energy,
         forces=_forces(graphs, gradients),
         stress=virial * density[:, None, None],
@@ -176,7 +176,7 @@ def _forces(graphs, gradients: list[Tensor]) -> Tensor:
     return forces.T.contiguous()
 
 
-def _structure_sum(values: Tensor, graph: Graph) -> Tensor:
+def structure_sum(values: Tensor, graph: Graph) -> Tensor:
     """Sum over the atoms of each structure, (g, ...)."""
     if graph.n_graphs == 1:
         return values.sum(0, keepdim=True)

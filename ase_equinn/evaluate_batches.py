@@ -12,14 +12,14 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from .backend import use_backend
+from .backend import evaluator_of, use_backend
 from .calculator_arguments import find_device, load_models, one_of
 from .calculator_results import check_finite
-from .derivatives import Derivatives, derivatives, energy_only
 from .evaluate_memory import Budget, in_groups
 from .graph import Graph, check_atoms, check_coincident
 from .neighbors_batch import BatchNeighborList
 from .potential import Potential
+from .evaluator import Evaluator
 
 PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "stresses")
 WITHOUT_GRADIENT = {"energy", "free_energy", "energies"}
@@ -64,26 +64,26 @@ def evaluate(
     if isinstance(structures, Atoms):
         raise TypeError("evaluate takes a list of structures, got one Atoms: evaluate([atoms], ...)")
     structures = list(structures)
-    loaded = load_potential(potential, device=device, dtype=dtype, backend=backend)
+    ready = load_potential(potential, device=device, dtype=dtype, backend=backend)
     with _reported(progress) as report:
         return evaluate_with(
-            loaded, structures, properties, names=_numbered(len(structures)), max_edges=max_edges, report=report
+            ready, structures, properties, names=_numbered(len(structures)), max_edges=max_edges, report=report
         )
 
 
-def load_potential(potential: str | Path | Potential, *, device="auto", dtype="float32", backend="auto") -> Potential:
-    """A potential of its own for evaluation, as EquiCalculator makes it of the same arguments."""
+def load_potential(potential: str | Path | Potential, *, device="auto", dtype="float32", backend="auto") -> Evaluator:
+    """What `EquiCalculator` makes of the same arguments."""
     if isinstance(potential, list | tuple):
         raise TypeError(f"one potential is evaluated at a time, got {len(potential)}: committees need EquiCalculator")
     place, kind = find_device(device), _DTYPES[one_of("dtype", dtype, _DTYPES)]
     (stored,), _ = load_models(potential)
     loaded = stored.to(device=place, dtype=kind).requires_grad_(False).eval()
     use_backend(loaded, backend)
-    return loaded
+    return evaluator_of(loaded, backend)
 
 
 def evaluate_with(
-    potential: Potential,
+    ready: Evaluator,
     structures: Sequence[Atoms],
     properties: Sequence[str] | None = None,
     *,
@@ -92,7 +92,7 @@ def evaluate_with(
     report: Callable[[int, int], None] | None = None,
     lists: dict[float, BatchNeighborList] | None = None,
 ) -> list[dict]:
-    """`evaluate` with a potential as it is; `names` stand for the structures in error messages.
+    """`evaluate` with a potential that is ready; `names` stand for the structures in error messages.
 
     Args:
         lists: a neighbour list for each cutoff, kept by the caller, whose skin saves searches where the same structures
@@ -101,19 +101,14 @@ def evaluate_with(
     if properties is not None:
         _check_properties(structures, properties, names)
     gradient = properties is None or not WITHOUT_GRADIENT.issuperset(properties)
+    potential = ready.potential
     budget = Budget(MAX_EDGES[potential.device.type] if max_edges is None else max_edges)
     results, done = [], 0
     for block in _blocks(structures, budget.max_edges if lists is None else None):
         part, called = structures[block], names[block]
         graphs, vectors, positions = batch_graphs(part, potential, called, lists)
-        first = torch.tensor([0, *np.cumsum([len(atoms) for atoms in part]).tolist()])
-        edges = graphs[0].row_ptr.cpu()[first].diff().tolist()
-
-        def compute(a: int, b: int):
-            cut = [_slice(g, v, first[a].item(), first[b].item(), a, b) for g, v in zip(graphs, vectors, strict=True)]
-            return _compute(potential, cut, positions[first[a] : first[b]], gradient)
-
-        for a, b, found in in_groups(edges, budget, compute):
+        sizes = [len(atoms) for atoms in part]
+        for a, b, found in compute_groups(ready, graphs, vectors, positions, sizes, budget, gradient):
             for k, result in enumerate(_split(found, part[a:b])):
                 _check(result, part[a + k], called[a + k])
                 results.append(result if properties is None else {name: result[name] for name in properties})
@@ -142,7 +137,7 @@ def batch_graphs(
         pairs = (lists[cutoff] if lists else BatchNeighborList(cutoff)).update(positions, cell, pbc, sizes)
         graphs.append(graph_of(pairs, numbers, cell, pbc, sizes).to(potential.device))
         vectors.append(pairs.vectors.to(potential.device))
-    _check_distances(graphs[-1], vectors[-1], names)
+    check_distances(graphs[-1], vectors[-1], names)
     return graphs, vectors, positions.to(potential.device)
 
 
@@ -152,12 +147,19 @@ def graph_of(pairs, numbers, cell, pbc, sizes: Sequence[int]) -> Graph:
     return Graph(numbers, cell, pbc, pairs.edge_index, pairs.shift, pairs.row_ptr, batch, len(sizes))
 
 
-def _compute(potential: Potential, cut: list, positions: torch.Tensor, gradient: bool):
-    graphs, vectors = tuple(graph for graph, _ in cut), tuple(v for _, v in cut)
-    if gradient:
-        found = derivatives(potential, graphs, positions, vectors=vectors)
-        return Derivatives(*(x.cpu() for x in found))
-    return energy_only(potential, graphs, positions, vectors=vectors).cpu()
+def compute_groups(
+    ready: Evaluator, graphs, vectors, positions, sizes: Sequence[int], budget: Budget, gradient: bool
+) -> Iterator[tuple[int, int, Energies]]:
+    """(first, last, what the potential gives for these structures) over groups that fit into memory."""
+    first = [0, *np.cumsum(sizes).tolist()]
+    edges = graphs[0].row_ptr[torch.tensor(first, device=positions.device)].diff().tolist()
+
+    def compute(a: int, b: int) -> Energies:
+        i, j = first[a], first[b]
+        parts = [_slice(graph, v, i, j, a, b) for graph, v in zip(graphs, vectors, strict=True)]
+        return ready(tuple(graph for graph, _ in parts), positions[i:j], tuple(v for _, v in parts), gradient)
+
+    yield from in_groups(edges, budget, compute)
 
 
 def _slice(graph: Graph, vectors: torch.Tensor, i: int, j: int, first: int, last: int) -> tuple[Graph, torch.Tensor]:
@@ -170,20 +172,19 @@ def _slice(graph: Graph, vectors: torch.Tensor, i: int, j: int, first: int, last
     return part, vectors[a:b]
 
 
-def _split(found: Derivatives | torch.Tensor, structures: Sequence[Atoms]) -> Iterator[dict]:
+def _split(found: Energies, structures: Sequence[Atoms]) -> Iterator[dict]:
     """ASE's results of each structure of a batch."""
-    sizes = [len(atoms) for atoms in structures]
-    energies = (found if isinstance(found, torch.Tensor) else found.node_energy).split(sizes)
-    if isinstance(found, Derivatives):
-        forces, virials = found.forces.split(sizes), found.node_virial.split(sizes)
-    for k, atoms in enumerate(structures):
-        energy = float(energies[k].sum())
-        result = {"energy": energy, "free_energy": energy, "energies": energies[k].numpy().copy()}
-        if isinstance(found, Derivatives):
-            result["forces"] = forces[k].numpy().copy()
+    ends = np.cumsum([len(atoms) for atoms in structures])
+    energies, forces, virials = (None if x is None else x.cpu().numpy() for x in found)
+    for atoms, end in zip(structures, ends, strict=True):
+        own = slice(end - len(atoms), end)
+        energy = float(energies[own].sum())
+        result = {"energy": energy, "free_energy": energy, "energies": energies[own].copy()}
+        if forces is not None:
+            result["forces"] = forces[own].copy()
             if atoms.pbc.all():
-                result["stress"] = full_3x3_to_voigt_6_stress(found.stress[k].numpy())
-                result["stresses"] = full_3x3_to_voigt_6_stress(virials[k].numpy() / atoms.get_volume())
+                stresses = full_3x3_to_voigt_6_stress(virials[own] / atoms.get_volume())
+                result |= {"stress": stresses.sum(0), "stresses": stresses}
         yield result
 
 
@@ -212,7 +213,8 @@ def _check_properties(structures: Sequence[Atoms], properties: Sequence[str], na
                 raise PropertyNotImplementedError(f"{name}: stress needs periodicity in all directions, pbc is {pbc}")
 
 
-def _check_distances(graph: Graph, vectors: torch.Tensor, names: Sequence[str]) -> None:
+def check_distances(graph: Graph, vectors: torch.Tensor, names: Sequence[str]) -> None:
+    """`check_coincident`, whose error names the structure."""
     try:
         check_coincident(graph, vectors)
     except ValueError as error:

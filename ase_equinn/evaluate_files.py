@@ -12,6 +12,7 @@ from .data import Frame, Keys, read_frames
 from .data_batches import Batch, join
 from .derivatives import derivatives
 from .evaluate_batches import MAX_EDGES, evaluate_with
+from .evaluator import Evaluator, InTorch
 from .evaluate_memory import Budget, in_groups
 from .metrics import Prediction, errors
 from .potential import Potential
@@ -26,7 +27,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_files(
-    potential: Potential,
+    potential: Potential | Evaluator,
     files: str | Path | Sequence[str | Path],
     *,
     keys: Keys = Keys(),
@@ -45,10 +46,11 @@ def evaluate_files(
         ValueError: an element that the potential does not know, with file and frame; and what read_frames raises.
     """
     frames = read_frames(files, keys).frames
+    ready = InTorch(potential) if isinstance(potential, Potential) else potential
     structures, names = [frame.atoms for frame in frames], [frame.origin for frame in frames]
     predictions = [
         Prediction(found["energy"], found["forces"], _full(found.get("stress")))
-        for found in evaluate_with(potential, structures, names=names, max_edges=max_edges, report=report)
+        for found in evaluate_with(ready, structures, names=names, max_edges=max_edges, report=report)
     ]
     return Evaluation(frames, predictions, errors(frames, predictions))
 

@@ -147,7 +147,7 @@ def _agreed(settings: RelaxSettings | None, found) -> RelaxSettings:
     return settings
 
 
-def _optimizer(atoms: Atoms, settings: RelaxSettings, state: dict[str, np.ndarray]) -> Optimizer:
+def optimizer_of(atoms: Atoms, settings: RelaxSettings, state: dict[str, np.ndarray]) -> Optimizer:
     """An optimizer on the atoms, or on atoms and cell; with the memory of a restart file if there is one."""
     target: Any = atoms
     if settings.cell != "fixed":
@@ -183,7 +183,7 @@ def _memory(optimizer: Optimizer, settings: RelaxSettings) -> dict[str, Any]:
     return state
 
 
-def _residual(atoms: Atoms, settings: RelaxSettings) -> tuple[float, float | None]:
+def residual(atoms: Atoms, settings: RelaxSettings) -> tuple[float, float | None]:
     """The largest force in eV/A and, where the cell moves, the largest stress component in GPa."""
     force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
     if settings.cell == "fixed":
@@ -198,9 +198,9 @@ def _run(atoms: Atoms, settings: RelaxSettings, steps: int, folder: RunFolder | 
     restart = folder.restart if folder else None
     step = restart.step if restart else 0
     try:
-        optimizer = _optimizer(atoms, settings, restart.state if restart else {})
+        optimizer = optimizer_of(atoms, settings, restart.state if restart else {})
         optimizer.nsteps = step
-        force, stress = _residual(atoms, settings)
+        force, stress = residual(atoms, settings)
         if folder and not restart:
             _write(optimizer, settings, force, stress, folder, atoms)
         while not (converged := force <= settings.fmax and (stress or 0.0) <= settings.smax) and step < steps:
@@ -208,7 +208,7 @@ def _run(atoms: Atoms, settings: RelaxSettings, steps: int, folder: RunFolder | 
             step += 1
             optimizer.nsteps = step
             check_finite(atoms, f"at step {step}")
-            force, stress = _residual(atoms, settings)
+            force, stress = residual(atoms, settings)
             if folder:
                 _write(optimizer, settings, force, stress, folder, atoms)
             if progress:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ase_equinn.cli import app
 from ase_equinn.cli_output import explain
 
-COMMANDS = ("demo", "train", "eval", "info", "check", "bench", "import", "relax", "md", "plot", "lammps")
+COMMANDS = ("demo", "train", "eval", "info", "check", "bench", "import", "relax", "md", "plot", "lammps", "ipi", "parity")
 
 
 def equinn(*arguments, code: int = 0):

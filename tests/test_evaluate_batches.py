@@ -133,7 +133,7 @@ def test_a_structure_that_cannot_be_evaluated_is_named(potential, structures):
 
 
 def test_what_is_not_finite_is_no_result(potential, structures):
-    broken = load_potential(potential)
+    broken = load_potential(potential).potential
     with torch.no_grad():
         broken.models[0].bias[broken.models[0].index[8]] = torch.nan
     with pytest.raises(CalculationFailed, match=r"structure 3: the potential gives energies of atom \d \(O\) = nan"):
@@ -149,5 +149,5 @@ def test_progress_is_told_to_a_function_and_silent_away_from_a_terminal(potentia
 
 
 def test_the_callers_potential_stays_as_it_is(potential):
-    assert load_potential(potential, dtype="float32") is not potential
+    assert load_potential(potential, dtype="float32").potential is not potential
     assert potential.dtype == torch.float64

