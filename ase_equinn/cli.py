@@ -388,11 +388,7 @@ def bench(
 ):
     """Measure what an MD step costs on this machine, by the number of atoms, and where the time goes.
 
-    `equinn ipi ethanol.xyz --potential my_potential --socket ethanol` serves an i-PI run
-
-`equinn parity silicon structure.xyz` proves that all engines that are installed agree
-
-`equinn bench silicon --sizes 64,512 --plot bench.png`
+    `equinn bench silicon --sizes 64,512 --plot bench.png`
     """
     from .bench import as_dict, bench_table, plot_bench
     from .bench import bench as run
