@@ -30,6 +30,7 @@ from .pointwise_kernels import (
     UnaryBackward,
 )
 from .symbols import View
+from .zbl_kernels import ZBLKernel
 
 ARRAYS = ("species", "row_ptr", "neighbour", "vectors")  # what every evaluation brings
 
@@ -237,6 +238,18 @@ class _Writer:
         self.scratch = max(self.scratch, conv_scratch(paths, variant, self.bits))
         inverse = struct.unpack("<q", struct.pack("<d", 1.0 / table.spacing))[0]
         return self._of(step, ConvKernel, (paths, variant), {}, [*arguments, 0, n_knots - 1, inverse])
+
+    def _zbl(self, step: Step) -> list[Call]:
+        return self._of_zbl(step, {}, [Shared(step.writes[0])])
+
+    def _zbl_backward(self, step: Step) -> list[Call]:
+        outputs = [Shared(step.reads[0]), *(Array(f"g{axis}") for axis in "xyz")]
+        return self._of_zbl(step, {"accumulate": not step.fixed["first"]}, outputs)
+
+    def _of_zbl(self, step: Step, options: dict, outputs: list) -> list[Call]:
+        arguments = [*map(Array, ("row_ptr", "neighbour", "species")), *map(self._fixed, step.fixed["tables"])]
+        arguments += [*(Array(f"v{axis}") for axis in "xyz"), *outputs]
+        return self._of(step, ZBLKernel, (step.fixed["repulsion"], step.backward), options, arguments)
 
     def _rows_of_pairs(self, number: Tensor) -> str:
         known = [k for k, other in enumerate(self.first_rows) if torch.equal(other, number)]

@@ -128,6 +128,11 @@ class Emitter:
         zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
         return self.b.icmp_signed("<", lane, self.b.shuffle_vector(start, start, zeros))
 
+    def any(self, mask) -> ir.Value:
+        """1 if a lane of a mask is set, else 0: how often a loop is gone through that stands for a condition."""
+        bits = self.b.bitcast(mask, ir.IntType(self.lanes))
+        return self.b.zext(self.b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), I64)
+
     def load_masked(self, pointer, index, mask, otherwise: float = 0.0) -> ir.Value:
         """A full vector of numbers, `otherwise` in the lanes that are masked out, whose memory is not touched."""
         return self._load_masked(pointer, index, mask, self.const(otherwise, self.lanes), self.number, f"f{8 * self.bytes}")
@@ -276,6 +281,10 @@ class Emitter:
     def entry(self, vector, k: int) -> ir.Value:
         """One number of a vector."""
         return self._part(vector, k, 1)
+
+    def put(self, vector, k: int, number) -> ir.Value:
+        """The vector with another number in lane k."""
+        return self.b.insert_element(vector, number, ir.Constant(I32, k))
 
     def _part(self, vector, start: int, width: int) -> ir.Value:
         if width == 1:

@@ -167,7 +167,7 @@ class _Builder:
     def forward(self, op: Op, stage: int) -> None:
         if op.kind == "conv" and not all(view.size == view.row for view in op.inputs):
             raise Untraceable("a convolution of a part of the features")
-        if op.kind == "conv" or self.depends.intersection(view.buffer for view in op.inputs):
+        if op.kind in ("conv", "zbl") or self.depends.intersection(view.buffer for view in op.inputs):
             self.depends.update(view.buffer for view in op.outputs)
         fixed = dict(op.fixed)
         if op.kind == "conv":
@@ -288,6 +288,10 @@ class _Builder:
         self.sums += zip(op.inputs, sums)
         fixed = op.fixed | {"of_neighbours": (*op.inputs, *sums), "first": self.first_edge_gradient}
         self._step("conv backward", (*op.inputs, *g), tuple(sums), **fixed)
+        self.first_edge_gradient = False
+
+    def _zbl(self, op: Op, g: list[View]) -> None:
+        self._step("zbl backward", (g[0],), (), first=self.first_edge_gradient, **op.fixed)
         self.first_edge_gradient = False
 
 

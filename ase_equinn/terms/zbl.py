@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ..graph import Graph
 from ..nn import SpeciesIndex
+from ..ops.symbols import Symbol, Value, is_symbolic
+from ..ops.zbl_kernels import Repulsion
 from ..radial import check_count, polynomial_envelope
 from ..radial_transforms import covalent_radius
 
@@ -78,7 +80,9 @@ class ZBL(nn.Module):
 
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Node energies (n_atoms,) in eV; vectors (n_edges, 3) in A."""
-        tables = self._per_species(vectors)
+        if is_symbolic(vectors):
+            return self._traced(graph, vectors)
+        tables = self._per_species(vectors.dtype, vectors.device)
         i, j = (self.index(graph.numbers).index_select(0, atoms) for atoms in graph.edge_index)
         lengths = vectors.norm(dim=1)
         charge_i, power_i, radius_i = (table.index_select(0, i) for table in tables)
@@ -89,12 +93,22 @@ class ZBL(nn.Module):
         energy = 0.5 * COULOMB * charge_i * charge_j / lengths * screening * envelope
         return vectors.new_zeros(len(graph.numbers)).index_add(0, graph.edge_index[0], energy)
 
-    def _per_species(self, like: Tensor) -> tuple[Tensor, ...]:
+    def _traced(self, graph: Graph, vectors: Symbol) -> Value:
+        """Records the whole term as one operator of a native program."""
+        trace = self.index(graph.numbers).trace
+        constants = tuple(self.amplitudes), tuple(self.decays), self.envelope_power
+        repulsion = Repulsion(COULOMB, self.length, *constants)
+        energy = trace.new(1, 1, ())
+        tables = self._per_species(torch.float64, torch.device("cpu"))
+        trace.record("zbl", [], [energy], repulsion=repulsion, tables=tables)
+        return energy
+
+    def _per_species(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
         """Z, Z^exponent and R of every species, from numbers that no dtype has rounded."""
-        key = (like.dtype, like.device)
+        key = (dtype, device)
         if key not in self._tables:
             columns = self.species, [z**self.exponent for z in self.species], self.radii
-            self._tables[key] = tuple(torch.tensor(column, dtype=like.dtype, device=like.device) for column in columns)
+            self._tables[key] = tuple(torch.tensor(column, dtype=dtype, device=device) for column in columns)
         return self._tables[key]
 
     def __getstate__(self) -> dict:
