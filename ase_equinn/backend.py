@@ -8,6 +8,7 @@ import torch
 
 from .cuda_graph import Replay
 from .derivatives import derivatives
+from .evaluator import Evaluator, InTorch
 from .graph import Graph, edge_vectors
 from .neighbors import neighbor_list
 from .ops.conv import BACKENDS, chosen_backend
@@ -47,11 +48,11 @@ def use_backend(potential: Potential, backend: str) -> str:
     return "reference"
 
 
-def checked_programs(potential: Potential, backend: str) -> Programs | Replay | None:
-    """What evaluates a potential whose operators run on generated kernels: on the CPU native programs, on CUDA replays.
+def evaluator_of(potential: Potential, backend: str) -> Evaluator:
+    """What evaluates a potential fastest: native programs on the CPU, replays on CUDA, otherwise torch.
 
-    The programs are compared with the reference. None for the reference, and with "auto" where the programs differ from it
-    (the reason is logged) or none is possible.
+    The programs are compared with the reference. With "auto" torch takes over where they differ from it; the reason is
+    logged.
 
     Args:
         potential: as `use_backend` left it; frozen.
@@ -65,7 +66,7 @@ def checked_programs(potential: Potential, backend: str) -> Programs | Replay | 
     if chosen == {"triton"} and potential.device.type == "cuda":
         return Replay(potential)
     if chosen != {"llvm"}:
-        return None
+        return InTorch(potential)
     programs = Programs(potential)
     graphs, positions = _cluster(potential)
     _tell(modules, "reference")
@@ -77,11 +78,11 @@ def checked_programs(potential: Potential, backend: str) -> Programs | Replay | 
     except Exception as error:  # whatever a machine's compiler may say
         problem = f"native programs do not run: {type(error).__name__}: {error}"
     if problem is None:
-        return programs if len(programs.in_torch) < len(potential.models) else None
+        return programs
     if backend != "auto":
         raise RuntimeError(f'backend="{backend}" is not to be trusted here: {problem}')
     _log.warning("models run in torch, not as native programs: %s", problem)
-    return None
+    return InTorch(potential)
 
 
 def _tell(modules, backend: str) -> None:

@@ -20,9 +20,9 @@ from ase.calculators.calculator import (
 )
 from ase.outputs import Properties, all_outputs
 
-from ase_equinn.backend import BACKENDS, checked_programs, use_backend
+from ase_equinn.backend import BACKENDS, evaluator_of, use_backend
 from ase_equinn.calculator_arguments import atom_indices, find_device, load_models, one_of
-from ase_equinn.calculator_results import STD, check_finite, evaluate, merge
+from ase_equinn.calculator_results import STD, check_finite, merge, results_of
 from ase_equinn.calculator_snapshot import Snapshot
 from ase_equinn.derivatives import hessian
 from ase_equinn.graph import COINCIDENT, Graph, check_atoms, check_coincident, graph_and_vectors
@@ -127,13 +127,13 @@ class EquiCalculator(Calculator):
         with _own_modes(device):
             potentials = [copy.deepcopy(p).to(device=device, dtype=dtype).requires_grad_(False).eval() for p in stored]
             used = {use_backend(p, backend) for p in potentials}
-            programs = [checked_programs(p, backend) for p in potentials]
+            evaluators = [evaluator_of(p, backend) for p in potentials]
         species = set.intersection(*(set(p.species) for p in potentials))
         if not species:
             raise ValueError(f"the committee has no species in common: {[p.species for p in potentials]}")
         cutoffs = sorted({c for p in potentials for c in p.cutoffs}, reverse=True)
         lists = {c: NeighborList(c, skin=skin, backend=parameters["neighbors"]) for c in cutoffs}
-        self._stored, self._potentials, self._lists, self._programs = stored, potentials, lists, programs
+        self._stored, self._potentials, self._lists, self._evaluators = stored, potentials, lists, evaluators
         self._device, self._species = device, sorted(species)
         models = [model for p in potentials for model in p.models]
         self._info = {key for model in models for key in getattr(model, "info_keys", ())}
@@ -159,7 +159,7 @@ class EquiCalculator(Calculator):
         return tuple(self._potentials)
 
     def __getstate__(self) -> dict:
-        derived = {"_potentials", "_programs", "_lists", "timings"}
+        derived = {"_potentials", "_evaluators", "_lists", "timings"}
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 
     def __setstate__(self, state: dict) -> None:
@@ -203,8 +203,7 @@ class EquiCalculator(Calculator):
             graphs, vectors, positions = self._graphs(atoms)
             listed = perf_counter()
             gradient = not WITHOUT_GRADIENT.issuperset(properties)
-            members = zip(self._potentials, self._programs)
-            results = merge([evaluate(p, graphs, vectors, positions, gradient, programs) for p, programs in members])
+            results = merge([results_of(member, graphs, vectors, positions, gradient) for member in self._evaluators])
         evaluated = perf_counter()
         check_finite(results, atoms)
         self._seen, self.results = Snapshot(atoms, self._arrays, self._info), results

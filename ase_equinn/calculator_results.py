@@ -10,22 +10,19 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from ase_equinn.derivatives import derivatives, energy_only
+from ase_equinn.evaluator import Evaluator
 from ase_equinn.graph import Graph
-from ase_equinn.potential import Potential
-from ase_equinn.programs import Programs
 
 STD = {"energy": "energy_std", "forces": "forces_std", "stress": "stress_std"}  # what a committee adds
 PER_ATOM = ("energies", "forces", "stresses", "forces_std", "descriptors")
 
 
-def evaluate(
-    potential: Potential,
+def results_of(
+    evaluator: Evaluator,
     graphs: dict[float, Graph],
     vectors: dict[float, torch.Tensor],
     positions: torch.Tensor,
     gradient: bool,
-    programs: Programs | None = None,
 ) -> dict:
     """Energies, and with `gradient` forces and (if fully periodic) stresses, in ASE's names, units and order.
 
@@ -33,16 +30,10 @@ def evaluate(
         graphs: one for each of the potential's cutoffs, possibly more.
         vectors: their edge vectors, (E, 3) float64, A.
         positions: (n, 3) float64, A, on the potential's device.
-        programs: the potential's, if it has some.
     """
-    own = tuple(graphs[cutoff] for cutoff in potential.cutoffs)
-    known = tuple(vectors[cutoff] for cutoff in potential.cutoffs)
-    if programs is not None:
-        found = programs(own, positions, known, gradient)
-    elif gradient:
-        found = derivatives(potential, own, positions, vectors=known)
-    else:
-        return _energies(energy_only(potential, own, positions, vectors=known))
+    own = tuple(graphs[cutoff] for cutoff in evaluator.potential.cutoffs)
+    known = tuple(vectors[cutoff] for cutoff in evaluator.potential.cutoffs)
+    found = evaluator(own, positions, known, gradient)
     results = _energies(found.node_energy)
     if not gradient:
         return results

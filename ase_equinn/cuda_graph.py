@@ -13,10 +13,10 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from .derivatives import derivatives, energy_only
+from .derivatives import derivatives
 from .graph import Graph
 from .potential import Potential
-from .programs import Energies
+from .evaluator import Energies, InTorch
 
 _log = logging.getLogger(__name__)
 _PER_GHOST = 32  # edges that a ghost should have at most on average: a program goes through all edges of an atom
@@ -105,7 +105,7 @@ def _fill_edges(graph: Graph, padded: Graph, vectors: Tensor, room: Tensor, cuto
 
 
 class Replay:
-    """Evaluates one structure as `derivatives` does, by replaying a recorded graph where that is possible.
+    """An `Evaluator` on CUDA that replays a recorded graph where that is possible.
 
     What cannot be recorded, or what a replay gives differently, is evaluated in the ordinary way from then on; the reason is
     logged.
@@ -115,20 +115,25 @@ class Replay:
     """
 
     def __init__(self, potential: Potential):
-        self.potential, self.problem = potential, ""
+        self.potential, self.problem, self._ordinary = potential, "", InTorch(potential)
         self._buffers: Buffers | None = None
         self._replay: Callable[[], Energies] | None = None
         self._waited = self._checked = 0
 
     def __call__(
-        self, graphs: tuple[Graph, ...], positions: Tensor, vectors: tuple[Tensor, ...], gradient: bool = True
+        self,
+        graphs: tuple[Graph, ...],
+        positions: Tensor,
+        vectors: tuple[Tensor, ...],
+        gradient: bool = True,
+        n_counted: int | None = None,
     ) -> Energies:
-        """Energies, and with `gradient` forces and virials; arguments as in `programs.Programs`.
+        """See `evaluator.Evaluator`.
 
         The next call may overwrite the result.
         """
-        if not self._may_replay(graphs):
-            return self._ordinary(graphs, positions, vectors, gradient)
+        if n_counted is not None or not self._may_replay(graphs):
+            return self._ordinary(graphs, positions, vectors, gradient, n_counted)
         self._buffers.fill(graphs, vectors)
         if self._replay is None:
             try:
@@ -139,14 +144,8 @@ class Replay:
         found = Energies(*(x[: len(positions)] for x in self._replay()))
         if self._checked < _CHECKED:
             self._checked += 1
-            return self._checked_against(self._ordinary(graphs, positions, vectors, True), found)
+            return self._checked_against(self._ordinary(graphs, positions, vectors), found)
         return found
-
-    def _ordinary(self, graphs, positions: Tensor, vectors, gradient: bool) -> Energies:
-        if gradient:
-            found = derivatives(self.potential, graphs, positions, vectors=vectors)
-            return Energies(found.node_energy, found.forces, found.node_virial)
-        return Energies(energy_only(self.potential, graphs, positions, vectors=vectors), None, None)
 
     def _may_replay(self, graphs: tuple[Graph, ...]) -> bool:
         """Whether a structure of this size came often enough; makes buffers for it."""

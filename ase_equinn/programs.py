@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
-from .derivatives import derivatives, energy_only
+from .evaluator import Energies, InTorch
 from .graph import Graph
 from .nn import SpeciesIndex
 from .ops.plan import make_plan
@@ -19,16 +17,8 @@ from .potential import Potential
 _log = logging.getLogger(__name__)
 
 
-class Energies(NamedTuple):
-    """node_energy (n_counted,) eV; with gradients forces (n, 3) eV/A and node_virial (n, 3, 3) eV; float64."""
-
-    node_energy: Tensor
-    forces: Tensor | None
-    node_virial: Tensor | None
-
-
 class Programs:
-    """Evaluates structures as `derivatives` and `energy_only` do, natively where a model allows it.
+    """An `Evaluator` on the CPU: native where a model allows it.
 
     A program is made for every model and set of elements when they first occur; it holds the weights as they are then.
     A model that does something for which there is no kernel runs in torch, and the reason is logged.
@@ -44,7 +34,7 @@ class Programs:
         self.potential, self.in_torch = potential, {}
         self._programs: dict[tuple[int, ...], list[tuple[Program, SpeciesIndex]]] = {}
         self._native = list(range(len(potential.models)))
-        self._rest: Potential | None = None
+        self._rest: InTorch | None = None
         self._kept: tuple[Tensor, tuple] | None = None
 
     def __call__(
@@ -55,15 +45,7 @@ class Programs:
         gradient: bool = True,
         n_counted: int | None = None,
     ) -> Energies:
-        """Energies, and with `gradient` forces and virials.
-
-        Args:
-            graphs: one for each of the potential's cutoffs, of one structure or of several.
-            positions: (n, 3) float64, A.
-            vectors: the graphs' edge vectors, (E, 3) float64, A.
-            n_counted: the energies of the first n_counted atoms are what is summed, returned and differentiated; the
-                others are there to be seen by them. None: all atoms count.
-        """
+        """See `evaluator.Evaluator`."""
         potential, numbers = self.potential, graphs[0].numbers
         if not len(numbers):
             none = positions.new_zeros(0)
@@ -78,15 +60,12 @@ class Programs:
             if gradient:
                 forces, virial = forces + scale * found.forces, virial + scale * found.node_virial
         if self._rest is not None:
-            seen = [potential.cutoffs.index(cutoff) for cutoff in self._rest.cutoffs]
-            known = tuple(graphs[k] for k in seen), positions
-            exact = tuple(vectors[k] for k in seen)
+            seen = [potential.cutoffs.index(cutoff) for cutoff in self._rest.potential.cutoffs]
+            known, exact = tuple(graphs[k] for k in seen), tuple(vectors[k] for k in seen)
+            found = self._rest(known, positions, exact, gradient, n_counted)
+            energy = energy + found.node_energy
             if gradient:
-                found = derivatives(self._rest, *known, vectors=exact, n_counted=n_counted)
-                energy, forces = energy + found.node_energy, forces + found.forces
-                virial = virial + found.node_virial
-            else:
-                energy = energy + energy_only(self._rest, *known, vectors=exact)[:n_counted]
+                forces, virial = forces + found.forces, virial + found.node_virial
         return Energies(energy, forces, virial) if gradient else Energies(energy, None, None)
 
     def _of_atoms(self, numbers: Tensor) -> tuple[Tensor, list[Tensor], list[Program]]:
@@ -118,7 +97,8 @@ class Programs:
         _log.info("%s runs in torch, not as a native program: %s", name, reason)
         self._native.remove(k)
         rest = [i for i in range(len(potential.models)) if i not in self._native]
-        self._rest = Potential([potential.models[i] for i in rest], scale=[potential.scale[i] for i in rest])
+        models, scale = [potential.models[i] for i in rest], [potential.scale[i] for i in rest]
+        self._rest = InTorch(Potential(models, scale=scale))
         self._programs.clear()
 
 

@@ -9,7 +9,7 @@ from ase.calculators.calculator import CalculationFailed, PropertyNotImplemented
 from toy import Embedded, Pair
 
 import ase_equinn
-from ase_equinn import EquiCalculator, NequIP, Potential, SchNet, evaluate, evaluate_batches
+from ase_equinn import EquiCalculator, NequIP, Potential, SchNet, evaluate, evaluator
 from ase_equinn.evaluate_batches import load_potential
 
 
@@ -78,7 +78,7 @@ def test_a_float32_network_gives_the_same_in_a_batch(build):
 
 def test_memory_that_runs_out_halves_the_batch(potential, structures, monkeypatch, caplog):
     expected = evaluate(structures, potential, dtype="float64")
-    real, most = evaluate_batches.derivatives, max(
+    real, most = evaluator.derivatives, max(
         len(ase_equinn.from_atoms(atoms, potential.cutoff).shift) for atoms in structures
     )
 
@@ -87,7 +87,7 @@ def test_memory_that_runs_out_halves_the_batch(potential, structures, monkeypatc
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
         return real(potential, graphs, positions, **known)
 
-    monkeypatch.setattr(evaluate_batches, "derivatives", derivatives)
+    monkeypatch.setattr(evaluator, "derivatives", derivatives)
     assert_equal(evaluate(structures, potential, dtype="float64"), expected, 1e-12)
     assert "out of memory with" in caplog.text
     most = 10
@@ -97,7 +97,7 @@ def test_memory_that_runs_out_halves_the_batch(potential, structures, monkeypatc
 
 def test_energies_alone_take_no_gradient(potential, structures, monkeypatch):
     expected = evaluate(structures, potential, dtype="float64")
-    monkeypatch.setattr(evaluate_batches, "derivatives", None)
+    monkeypatch.setattr(evaluator, "derivatives", None)
     for properties in (["energy"], ["energies", "free_energy"]):
         found = evaluate(structures, potential, properties, dtype="float64")
         assert_equal(found, [{name: result[name] for name in properties} for result in expected], 1e-12)
