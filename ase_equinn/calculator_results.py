@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equinn.evaluator import Evaluator
 from ase_equinn.graph import Graph
 
 STD = {"energy": "energy_std", "forces": "forces_std", "stress": "stress_std"}  # what a committee adds
+_VOIGT = [0, 4, 8, 5, 2, 1]  # where xx yy zz yz xz xy stand in a symmetric 3 x 3 matrix
 PER_ATOM = ("energies", "forces", "stresses", "forces_std", "descriptors")
 
 
@@ -38,10 +38,10 @@ def results_of(
     if not gradient:
         return results
     results["forces"] = found.forces.cpu().numpy()
-    if own[0].pbc.all():
-        stresses = found.node_virial.cpu().numpy() / abs(np.linalg.det(own[0].cell[0].cpu().numpy()))
-        results["stress"] = full_3x3_to_voigt_6_stress(stresses.sum(0))
-        results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
+    if all(own[0].pbc[0].tolist()):
+        volume = abs(np.linalg.det(own[0].cell[0].cpu().numpy()))
+        stresses = found.node_virial.cpu().numpy().reshape(-1, 9).take(_VOIGT, axis=1) / volume
+        results |= {"stress": stresses.sum(0), "stresses": stresses}
     return results
 
 
