@@ -130,7 +130,7 @@ def _measure(calculator: EquiCalculator, atoms: Atoms, seconds: float, device: t
     step = vibration(atoms, np.random.default_rng(0))
     _time(step, 2)
     n_steps = max(1, min(500, int(seconds / 5 / _time(step, 1))))
-    calculator.timings.update(dict.fromkeys(calculator.timings, 0))
+    calculator.timings.update(neighbors=0.0, model=0.0, total=0.0, count=0)
     times = [_time(step, n_steps) for _ in range(5)]
     spent = sum(times) * n_steps
     neighbors, model = (calculator.timings[phase] / spent for phase in ("neighbors", "model"))

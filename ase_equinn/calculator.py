@@ -64,7 +64,7 @@ class EquiCalculator(Calculator):
     Attributes:
         backend: the implementation in use.
         timings: seconds spent in "neighbors" (checks and graphs), "model" (energies and gradients) and "total" by the
-            "count" evaluations so far; answers from the cache are not counted.
+            "count" evaluations so far, and their "backend"; answers from the cache are not counted.
 
     `EquiCalculator(**calc.todict())` gives an equal calculator, except that a Potential is represented there by a text
     which describes it. Pickles and deep copies carry the weights, but no neighbour lists and timings.
@@ -142,7 +142,7 @@ class EquiCalculator(Calculator):
         self.implemented_properties = type(self).implemented_properties + extra
         self.parameters.update(parameters)
         self.backend = "reference" if "reference" in used else used.pop()
-        self.timings = {"neighbors": 0.0, "model": 0.0, "total": 0.0, "count": 0}
+        self.timings = {"neighbors": 0.0, "model": 0.0, "total": 0.0, "count": 0, "backend": self.backend}
 
     @property
     def atoms(self) -> Atoms | None:
