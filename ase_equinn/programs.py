@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from typing import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,8 @@ from .graph import Graph
 from .nn import SpeciesIndex
 from .ops.plan import make_plan
 from .ops.program import Program
-from .ops.symbols import Trace, Untraceable, Value
+from .ops.symbols import Symbol, Trace, Untraceable, Value, View
+from .ops.twin import twins
 from .potential import Potential
 
 _log = logging.getLogger(__name__)
@@ -25,13 +28,14 @@ class Programs:
 
     Args:
         potential: frozen, on the CPU.
+        descriptors: whether programs shall keep the descriptors for `last_descriptors`.
 
     Attributes:
         in_torch: for every model without a program its name and the reason.
     """
 
-    def __init__(self, potential: Potential):
-        self.potential, self.in_torch = potential, {}
+    def __init__(self, potential: Potential, descriptors: bool = False):
+        self.potential, self.in_torch, self._describe = potential, {}, descriptors
         self._programs: dict[tuple[int, ...], list[tuple[Program, SpeciesIndex]]] = {}
         self._native = list(range(len(potential.models)))
         self._rest: InTorch | None = None
@@ -68,6 +72,26 @@ class Programs:
                 forces, virial = forces + found.forces, virial + found.node_virial
         return Energies(energy, forces, virial) if gradient else Energies(energy, None, None)
 
+    def last_descriptors(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> Tensor:
+        """`potential.descriptors` of the structure that was evaluated last, in its dtype.
+
+        What the programs keep is copied; models whose programs do not keep it, or that have none, are run in torch.
+
+        Args:
+            graphs, vectors: of that structure, all of whose atoms counted.
+        """
+        potential, numbers = self.potential, graphs[0].numbers
+        native = dict(zip(self._native, self._of_atoms(numbers)[2])) if len(numbers) else {}
+        parts = []
+        for k, model in enumerate(potential.models):
+            if k in native and native[k].plan.descriptors:
+                parts.append(native[k].descriptors(len(numbers)))
+            elif hasattr(model, "descriptors"):
+                own = potential.graph_of[k]
+                with torch.no_grad():
+                    parts.append(model.descriptors(graphs[own], vectors[own].to(potential.dtype)))
+        return torch.cat(parts, dim=1)
+
     def _of_atoms(self, numbers: Tensor) -> tuple[Tensor, list[Tensor], list[Program]]:
         """What follows from the atomic numbers, kept while they stay: offsets, rows of the species, programs."""
         if self._kept is None or not torch.equal(self._kept[0], numbers):
@@ -83,7 +107,7 @@ class Programs:
             made = []
             for k in list(self._native):
                 try:
-                    made.append(make_program(self.potential.models[k], numbers, self.potential.dtype))
+                    made.append(make_program(self.potential.models[k], numbers, self.potential.dtype, self._describe))
                 except Untraceable as reason:
                     self._leave(k, reason)
             self._programs[numbers] = made
@@ -102,20 +126,45 @@ class Programs:
         self._programs.clear()
 
 
-def make_program(model: nn.Module, numbers: tuple[int, ...], dtype: torch.dtype) -> tuple[Program, SpeciesIndex]:
+def make_program(
+    model: nn.Module, numbers: tuple[int, ...], dtype: torch.dtype, descriptors: bool = False
+) -> tuple[Program, SpeciesIndex]:
     """A model's program for atoms of these elements, with its weights as they are, and how it numbers the elements.
+
+    Args:
+        descriptors: keep them, if the model computes them on the way to the energy.
 
     Raises:
         Untraceable: the model does something that has no native form; the message says what.
     """
+    trace, energy = _traced(model, numbers)
+    if not isinstance(energy, Value):
+        raise Untraceable("the energy does not come from the operators")
+    index = SpeciesIndex(trace.species or numbers)
+    if descriptors and hasattr(model, "descriptors"):
+        try:
+            return Program(make_plan(trace, energy, _descriptors(trace, model, numbers)), dtype), index
+        except Untraceable as reason:
+            _log.info("descriptors of %s are computed in torch: %s", type(model).__name__, reason)
+    return Program(make_plan(trace, energy), dtype), index
+
+
+def _traced(function: Callable, numbers: tuple[int, ...]) -> tuple[Trace, Symbol]:
+    """The operators of model.forward or model.descriptors, and its result."""
     trace = Trace(numbers)
     try:
         with torch.no_grad():
-            energy = model(*trace.inputs())
+            return trace, function(*trace.inputs())
     except Untraceable:
         raise
     except Exception as error:  # whatever code of one's own may say to symbols
         raise Untraceable(f"{type(error).__name__}: {error}") from error
-    if not isinstance(energy, Value):
-        raise Untraceable("the energy does not come from the operators")
-    return Program(make_plan(trace, energy), dtype), SpeciesIndex(trace.species or numbers)
+
+
+def _descriptors(trace: Trace, model: nn.Module, numbers: tuple[int, ...]) -> tuple[View, ...]:
+    """Where the trace of the energy has the model's descriptors."""
+    other, found = _traced(model.descriptors, numbers)
+    values = found.fixed if isinstance(found, Symbol) and found.kind == "joined" else (found,)
+    if not all(isinstance(value, Value) and value.view.dim == 1 for value in values):
+        raise Untraceable("descriptors that are not scalar features")
+    return twins(trace, other, [value.view for value in values])

@@ -294,3 +294,62 @@ def test_trace_refuses_what_it_does_not_know():
     ):
         with pytest.raises(Untraceable):
             act()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_descriptors_on_the_way_to_the_energy(name):
+    """What a program keeps is what the model gives, for any size that follows; energies and forces stay the same.
+
+    The tolerance of the latter: linear maps that a kept value stands between are not merged.
+    """
+    potential = potential_of(MODELS[name], crystal())
+    use_backend(potential, "reference")
+    programs, plain = Programs(potential, descriptors=True), Programs(potential)
+    for cells, seed in ((2, 0), (1, 1)):
+        graphs, positions, vectors = graph_of(crystal(cells, seed))
+        found = programs(graphs, positions, vectors)
+        described = programs.last_descriptors(graphs, vectors)
+        expected = potential.descriptors(graphs, vectors)
+        torch.testing.assert_close(described, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
+        assert_equal(found, plain(graphs, positions, vectors), 1e-12)
+        programs(graphs, positions, vectors, gradient=False)
+        assert torch.equal(programs.last_descriptors(graphs, vectors), described)
+    (program,) = programs._of_atoms(graphs[0].numbers)[2]
+    assert program.plan.descriptors and not plain._of_atoms(graphs[0].numbers)[2][0].plan.descriptors
+    kept = described.clone()
+    programs(*graph_of(crystal(seed=5)))
+    assert torch.equal(kept, described)  # a copy
+
+
+class Elsewhere(NequIP):
+    """Its descriptors are not what its energy is made of."""
+
+    def descriptors(self, graph, vectors):
+        return super().descriptors(graph, 0.5 * vectors)
+
+    def forward(self, graph, vectors):
+        return self.readout([NequIP.descriptors(self, graph, vectors)[:, None]])[0].flatten()
+
+
+class Further(SchNet):
+    """Its descriptors go one step beyond what its energy needs."""
+
+    def descriptors(self, graph, vectors):
+        return torch.tanh(super().descriptors(graph, vectors))
+
+    def forward(self, graph, vectors):
+        return self.readout(SchNet.descriptors(self, graph, vectors)).squeeze(1)
+
+
+@pytest.mark.parametrize("cls", [Elsewhere, Further])
+def test_descriptors_that_the_energy_does_not_need_are_computed_in_torch(cls, caplog):
+    atoms = crystal()
+    torch.manual_seed(0)
+    potential = Potential(cls(sorted(set(atoms.numbers.tolist())), CUTOFF, 10.0)).double().requires_grad_(False)
+    use_backend(potential, "reference")
+    programs = Programs(potential, descriptors=True)
+    graphs, positions, vectors = graph_of(atoms)
+    with caplog.at_level("INFO"):
+        assert_equal(programs(graphs, positions, vectors), derivatives(potential, graphs, positions), 1e-11)
+    assert f"descriptors of {cls.__name__} are computed in torch" in caplog.text and not programs.in_torch
+    torch.testing.assert_close(programs.last_descriptors(graphs, vectors), potential.descriptors(graphs, vectors))

@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     n_stages: of forward and backward pass together.
     energy: per atom.
     seed: what the derivative of each energy is multiplied by: to be filled before the steps run.
+    descriptors: per atom, parts of shared buffers, there after the forward pass; none unless asked for.
     """
 
     steps: list[Step]
@@ -43,11 +44,22 @@ class Plan(NamedTuple):
     n_stages: int
     energy: View
     seed: View
+    descriptors: tuple[View, ...] = ()
 
 
-def make_plan(trace: Trace, energy: Value) -> Plan:
-    """The forward pass and the derivative of sum_i seed * energy_i with respect to the vectors."""
-    ops = _merged(_alive(trace.ops, energy.view))
+def make_plan(trace: Trace, energy: Value, descriptors: tuple[View, ...] = ()) -> Plan:
+    """The forward pass and the derivative of sum_i seed * energy_i with respect to the vectors.
+
+    Args:
+        descriptors: values on the way to the energy that shall still be there when all is done.
+
+    Raises:
+        Untraceable: no such program; or the energy does not depend on one of the descriptors.
+    """
+    kept = {view.buffer for view in descriptors}
+    ops = _merged(_alive(trace.ops, energy.view), kept)
+    if not kept.issubset(view.buffer for op in ops for view in op.outputs):
+        raise Untraceable("descriptors that the energy does not depend on")
     stages = _stages(ops)
     last = max(stages, default=0)
     builder = _Builder(trace, last)
@@ -60,8 +72,8 @@ def make_plan(trace: Trace, energy: Value) -> Plan:
         for op in (op for op, of_op in turned if of_op == stage):
             builder.backward(op)
     steps = sorted(builder.steps, key=lambda step: step.stage)  # stable: of one stage forward steps first
-    shared = _shared(steps) | {energy.view.buffer, seed.buffer}
-    return Plan(steps, builder.rows, shared - builder.private, builder.private, 2 * last + 1, energy.view, seed)
+    shared = (_shared(steps) | {energy.view.buffer, seed.buffer} | kept) - builder.private
+    return Plan(steps, builder.rows, shared, builder.private, 2 * last + 1, energy.view, seed, tuple(descriptors))
 
 
 def _alive(ops: list[Op], energy: View) -> list[Op]:
@@ -74,9 +86,12 @@ def _alive(ops: list[Op], energy: View) -> list[Op]:
     return kept[::-1]
 
 
-def _merged(ops: list[Op]) -> list[Op]:
-    """Factors and chains of linear maps between which nothing else reads become one linear map."""
-    readers: dict[int, int] = {}
+def _merged(ops: list[Op], kept: set[int]) -> list[Op]:
+    """Factors and chains of linear maps between which nothing else reads become one linear map.
+
+    Buffers that are kept have a reader more.
+    """
+    readers: dict[int, int] = dict.fromkeys(kept, 1)
     for op in ops:
         for view in op.inputs:
             readers[view.buffer] = readers.get(view.buffer, 0) + 1

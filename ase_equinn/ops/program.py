@@ -147,6 +147,12 @@ class Program:
         virial = memory.arrays["node_virial"][: 9 * n_atoms].clone()
         return Evaluation(node_energy, forces.sum(0).view(n_atoms, 3), virial.view(n_atoms, 3, 3))
 
+    def descriptors(self, n_atoms: int) -> Tensor:
+        """Those of the plan for the n_atoms atoms of the latest evaluation, side by side, (n_atoms, k); a copy."""
+        rows = [self._memory.shared[view.buffer].view(-1, view.row)[:n_atoms] for view in self.plan.descriptors]
+        parts = [row[:, view.offset : view.offset + view.n] for row, view in zip(rows, self.plan.descriptors)]
+        return torch.cat(parts, dim=1)
+
     def calls(self, n_threads: int) -> tuple[list[Call], dict[str, tuple], int]:
         """See `calls_of`; made once."""
         if n_threads not in self._calls:

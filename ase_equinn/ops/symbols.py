@@ -97,7 +97,7 @@ class Trace:
 
 
 class Symbol:
-    """Something known only at run time: "numbers", "species", "vectors", "lengths", "harmonics", or "tables"."""
+    """Known only at run time: "numbers", "species", "vectors", "lengths", "harmonics", "tables", or "joined" values."""
 
     device = torch.device("cpu")
 
@@ -288,6 +288,13 @@ def _embedding(index: Symbol, weight: Tensor, *unused, **options) -> Value:
     return _index_select(weight, 0, index)
 
 
+def _cat(parts: Sequence["Value"], dim: int = 0) -> Symbol:
+    """Scalar features side by side, as descriptors are; operators do not take them."""
+    if dim != 1 or not all(isinstance(part, Value) and part.view.dim == 1 for part in parts):
+        raise Untraceable("cat")
+    return Symbol(parts[0].trace, "joined", tuple(parts))
+
+
 def _linear(x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
     return x.linear(weight.T, bias)
 
@@ -297,6 +304,7 @@ _FUNCTIONS: dict[Callable, Callable] = {
     torch.index_select: _index_select,
     torch.nn.functional.embedding: _embedding,
     torch.nn.functional.linear: _linear,
+    torch.cat: _cat,
     torch.nn.functional.silu: lambda x, inplace=False: x.unary("silu"),
     torch.tanh: lambda x: x.unary("tanh"),
     torch.abs: lambda x: x.unary("abs"),
