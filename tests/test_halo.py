@@ -9,9 +9,11 @@ from toy import Embedded
 from ase_equinn import MACE, NequIP, Potential, SchNet
 from ase_equinn.derivatives import derivatives
 from ase_equinn.engines.halo import Pieces, ranges, reach
+from ase_equinn.evaluator import InTorch
 from ase_equinn.graph import from_atoms
 from ase_equinn.models.tfn import TFN
 from ase_equinn.potential import ARCHITECTURES
+from ase_equinn.programs import Programs
 from ase_equinn.terms.zbl import ZBL
 
 MODELS = {
@@ -53,13 +55,14 @@ def unfolded(atoms, distance: float):
 
 @pytest.mark.parametrize("names", [("nequip",), ("mace",), ("schnet",), ("nequip", "zbl"), ("tfn", "zbl")], ids="+".join)
 @pytest.mark.parametrize("size", [100, 1])
-def test_pieces_add_up_to_the_periodic_structure(names, size):
+@pytest.mark.parametrize("evaluator", [InTorch, Programs])
+def test_pieces_add_up_to_the_periodic_structure(names, size, evaluator):
     potential, atoms = make(*names), crystal()
     positions, owner = unfolded(atoms, reach(potential))
     numbers = torch.from_numpy(atoms.numbers)
     graphs = tuple(from_atoms(atoms, cutoff) for cutoff in potential.cutoffs)
     expected = derivatives(potential, graphs, torch.from_numpy(atoms.positions))
-    found = Pieces(potential, size=size).evaluate(positions, numbers[owner], len(atoms), owner)
+    found = Pieces(evaluator(potential), size=size).evaluate(positions, numbers[owner], len(atoms), owner)
     forces = torch.zeros_like(expected.forces).index_add(0, owner, found.forces)
     virial = torch.zeros_like(expected.node_virial).index_add(0, owner, found.node_virial)
     assert expected.forces.abs().max() > 0.01
@@ -69,6 +72,25 @@ def test_pieces_add_up_to_the_periodic_structure(names, size):
     torch.testing.assert_close(virial, expected.node_virial, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["schnet", "nequip", "mace", "zbl"])
+def test_programs_leave_out_what_the_core_does_not_depend_on(name):
+    """Whatever earlier evaluations left in memory: with NaN all over it the results are the same numbers."""
+    potential, atoms = make(name), crystal(2)
+    positions, owner = unfolded(atoms, reach(potential))
+    numbers, programs = torch.from_numpy(atoms.numbers)[owner], Programs(potential)
+    pieces = Pieces(programs, size=9)
+    first = pieces.evaluate(positions, numbers, len(atoms), owner)
+    ((program, _),) = programs._programs[8, 14]
+    memory = program._memory
+    for tensor in (*memory.shared.values(), *memory.arrays.values(), memory.arena, memory.scratch):
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+    again = pieces.evaluate(positions, numbers, len(atoms), owner)
+    assert first.forces.abs().max() > 0.01
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_shorter_halo_is_wrong():
     """What the oracle above is worth: with neighbours only the energies differ visibly."""
     potential, atoms = make("nequip"), crystal()
@@ -76,7 +98,7 @@ def test_a_shorter_halo_is_wrong():
     totals = []
     for distance in (reach(potential), 2.0):
         positions, owner = unfolded(atoms, distance)
-        totals.append(Pieces(potential).evaluate(positions, wanted[owner], len(atoms), owner).node_energy.sum())
+        totals.append(Pieces(InTorch(potential)).evaluate(positions, wanted[owner], len(atoms), owner).node_energy.sum())
     assert abs(totals[0] - totals[1]) > 1e-6
 
 
@@ -89,7 +111,7 @@ def test_atoms_see_exactly_n_layers_far(name):
     chain = torch.zeros(6, 3, dtype=torch.float64)
     chain[:, 0] = 0.6 * seen.cutoff * torch.arange(6)
     numbers = torch.tensor([14, 8, 14, 8, 14, 8])
-    forces = Pieces(potential, size=10).evaluate(chain, numbers, 1, torch.arange(6)).forces
+    forces = Pieces(InTorch(potential), size=10).evaluate(chain, numbers, 1, torch.arange(6)).forces
     felt = forces.norm(dim=1) > 0
     assert felt.tolist() == [step <= seen.n_layers for step in range(6)]
 
@@ -103,13 +125,13 @@ def test_pieces_are_kept_while_atoms_move_by_less_than_half_the_skin():
     rng = np.random.default_rng(1)
     numbers = torch.from_numpy(atoms.numbers)
     positions, owner = unfolded(atoms, reach(potential) + 0.6)
-    pieces = Pieces(potential, skin=0.6, size=5)
+    pieces = Pieces(InTorch(potential), skin=0.6, size=5)
     drift = torch.from_numpy(rng.normal(0, 1, (len(atoms), 3)))
     drift *= 0.29 / drift.norm(dim=1, keepdim=True)
     for scale, n_chosen in ((0.0, 1), (0.5, 1), (1.0, 1), (1.1, 2)):
         moved = positions + scale * drift[owner]
         found = pieces.evaluate(moved, numbers[owner], len(atoms), owner)
-        again = Pieces(potential).evaluate(moved, numbers[owner], len(atoms), owner)
+        again = Pieces(InTorch(potential)).evaluate(moved, numbers[owner], len(atoms), owner)
         torch.testing.assert_close(found.forces, again.forces, rtol=1e-11, atol=1e-11)
         assert pieces.n_chosen == n_chosen
 
@@ -120,10 +142,10 @@ def test_atoms_are_named_in_errors():
     names = torch.arange(100, 100 + len(atoms))
     positions[5] = positions[2]
     with pytest.raises(ValueError, match=r"atoms 10[25] and 10[25] are 0 A apart"):
-        Pieces(potential).evaluate(positions, numbers, 8, names)
+        Pieces(InTorch(potential)).evaluate(positions, numbers, 8, names)
     positions[5, 1] = torch.nan
     with pytest.raises(ValueError, match=r"the position of atom 105 is not finite: .*nan"):
-        Pieces(potential).evaluate(positions, numbers, 8, names)
+        Pieces(InTorch(potential)).evaluate(positions, numbers, 8, names)
 
 
 def test_no_core_is_an_ordinary_input():
@@ -131,7 +153,7 @@ def test_no_core_is_an_ordinary_input():
     nothing = torch.zeros(0, 3, dtype=torch.float64)
     for positions in (nothing, torch.ones(2, 3, dtype=torch.float64)):
         numbers = torch.full((len(positions),), 14)
-        found = Pieces(potential).evaluate(positions, numbers, 0, numbers)
+        found = Pieces(InTorch(potential)).evaluate(positions, numbers, 0, numbers)
         assert found.node_energy.shape == (0,) and not found.forces.any()
 
 

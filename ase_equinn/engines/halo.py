@@ -13,7 +13,7 @@ from typing import NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from ..derivatives import derivatives
+from ..evaluator import Evaluator
 from ..graph import COINCIDENT, Graph
 from ..neighbors import NeighborList, neighbor_list
 from ..potential import Potential
@@ -57,7 +57,7 @@ class Pieces:
     """Evaluates the first atoms of a structure without periodicity, whose images are atoms of their own, in pieces.
 
     Args:
-        potential: on the device where it shall run.
+        evaluator: see evaluator.Evaluator; it says on which device things are computed.
         skin: A; pieces and neighbour lists are kept until an atom has moved by half of it.
         size: atoms in the core of a piece, at most; the results do not depend on it, memory does.
 
@@ -65,11 +65,11 @@ class Pieces:
         n_chosen: how often the pieces were chosen anew.
     """
 
-    def __init__(self, potential: Potential, skin: float = 0.5, size: int = 50_000):
+    def __init__(self, evaluator: Evaluator, skin: float = 0.5, size: int = 50_000):
         if size < 1:
             raise ValueError(f"a piece needs at least one atom, got size = {size}")
-        self.potential, self.skin, self.size = potential, float(skin), size
-        self.ranges, self.n_chosen = ranges(potential), 0
+        self.evaluator, self.skin, self.size = evaluator, float(skin), size
+        self.ranges, self.n_chosen = ranges(evaluator.potential), 0
         self._pieces: list[_Piece] = []
         self._reference: Tensor | None = None
 
@@ -94,13 +94,12 @@ class Pieces:
         n = len(positions)
         energy, forces, virial = (torch.zeros(shape, dtype=torch.float64) for shape in ((n_core,), (n, 3), (n, 3, 3)))
         for piece in self._pieces:
-            atoms, device = piece.atoms, self.potential.device
-            graphs, vectors = piece.graphs(positions[atoms].to(device), numbers[atoms].to(device))
+            atoms, device = piece.atoms, self.evaluator.potential.device
+            places = positions[atoms].to(device)
+            graphs, vectors = piece.graphs(places, numbers[atoms].to(device))
             for graph, edges in zip(graphs, vectors, strict=True):
                 _check_apart(graph, edges, names[atoms])
-            found = derivatives(
-                self.potential, graphs, positions[atoms].to(device), vectors=vectors, n_counted=piece.n_core
-            )
+            found = self.evaluator(graphs, places, vectors, n_counted=piece.n_core)
             energy[atoms[: piece.n_core]] = found.node_energy.cpu()
             forces.index_add_(0, atoms, found.forces.cpu())
             virial.index_add_(0, atoms, found.node_virial.cpu())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from ..backend import use_backend
+from ..backend import evaluator_of, use_backend
 from ..calculator_arguments import find_device, one_of
 from ..potential import Potential
 from .halo import Pieces, reach
@@ -83,9 +83,10 @@ class Attached:
         potential = given.to(device=self._device(device), dtype=DTYPES[one_of("dtype", dtype, DTYPES)])
         potential = potential.requires_grad_(False).eval()
         use_backend(potential, "auto")
+        self.evaluator = evaluator_of(potential, "auto")
         self.numbers = torch.tensor([0, *numbers_of_types(lmp, potential.species, elements)])
         self.reach = reach(potential)
-        self._pieces = Pieces(potential, skin=skin, size=piece)
+        self._pieces = Pieces(self.evaluator, skin=skin, size=piece)
         self._ghosts: Ghosts | None = None
         self._ids = np.zeros(0, dtype=np.int64)
         lmp.commands_string(_commands(potential.cutoff, self.reach, skin))
@@ -94,7 +95,7 @@ class Attached:
     def summary(self) -> str:
         """One line for the log."""
         types = ", ".join(f"{t} = {chemical_symbols[z]}" for t, z in enumerate(self.numbers.tolist()) if t)
-        return f"Potential: types {types}; atoms see {self.reach:g} A far; {self._pieces.potential.dtype}"
+        return f"Potential: types {types}; atoms see {self.reach:g} A far; {self.evaluator.potential.dtype}"
 
     def _device(self, name: str) -> torch.device:
         device = find_device(name)

@@ -24,7 +24,7 @@ _locks: dict[int, threading.Lock] = {}
 
 _SOURCE = f"""
 define void @drive(ptr %steps, ptr %stages, ptr %base, ptr %per_thread, ptr %per_row, ptr %resolved, ptr %counter,
-                   ptr %give_way, i64 %n_stages, i64 %thread, i64 %n_threads, i64 %first, i64 %last, i64 %block) {{
+                   ptr %give_way, ptr %bounds, i64 %n_stages, i64 %thread, i64 %n_threads, i64 %block) {{
 entry:
   br label %stage
 stage:
@@ -36,6 +36,11 @@ stage_begin:
   %step_first = load i64, ptr %sp
   %sp1 = getelementptr i64, ptr %sp, i64 1
   %step_last = load i64, ptr %sp1
+  %s2 = mul i64 %s, 2
+  %fp = getelementptr i64, ptr %bounds, i64 %s2
+  %first = load i64, ptr %fp
+  %lp = getelementptr i64, ptr %fp, i64 1
+  %last = load i64, ptr %lp
   br label %block_head
 block_head:
   %b = phi i64 [ %first, %stage_begin ], [ %b1, %block_end ]
@@ -132,7 +137,7 @@ class Steps(NamedTuple):
 
 @lru_cache(maxsize=None)
 def _drive():
-    return compile_function("drive", _SOURCE, 8, 6)
+    return compile_function("drive", _SOURCE, 9, 4)
 
 
 @lru_cache(maxsize=None)
@@ -142,23 +147,25 @@ def _give_way() -> int:
     return ctypes.cast(library, ctypes.c_void_p).value
 
 
-def drive(steps: Steps, ranges: Sequence[tuple[int, int]], block: int) -> None:
+def drive(steps: Steps, ranges: Sequence, block: int) -> None:
     """Runs all stages, one thread for each range of atoms; several threads only once per process at a time.
 
     Args:
         steps: see there.
-        ranges: first and last atom of each thread.
+        ranges: first and last atom of each thread, for all stages alike or for every stage.
         block: atoms that are handled together.
     """
-    n_threads = len(ranges)
+    n_stages, ranges = len(steps.stages) - 1, np.asarray(ranges, dtype=np.int64)
+    n_threads = ranges.shape[-2]
+    bounds = np.repeat(ranges[:, None], n_stages, 1) if ranges.ndim == 2 else ranges.swapaxes(0, 1).copy()
     counter = np.zeros(8, dtype=np.int64)
     longest = int(steps.steps[:, 2].max(initial=0))
     resolved = np.empty((n_threads, longest + 8), dtype=np.int64)
     arrays = [array.ctypes.data for array in steps]
 
     def work(thread: int) -> None:
-        pointers = *arrays, resolved[thread].ctypes.data, counter.ctypes.data, _give_way()
-        _drive()(*pointers, len(steps.stages) - 1, thread, n_threads, *ranges[thread], block)
+        pointers = *arrays, resolved[thread].ctypes.data, counter.ctypes.data, _give_way(), bounds[thread].ctypes.data
+        _drive()(*pointers, n_stages, thread, n_threads, block)
 
     if n_threads == 1:
         work(0)

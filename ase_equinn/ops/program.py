@@ -53,6 +53,14 @@ class _Memory:
         self.with_gradient = self._steps(program, calls, dtype.itemsize)
         self.energy_only = self._steps(program, [call for call in calls if not call.backward], dtype.itemsize)
 
+    def clear(self, row_ptr: Tensor, first: int, last: int) -> None:
+        """Zero for atoms, and their edges, that some stages leave out and others add to; no more if there are none."""
+        if first < last:
+            for tensor in self.shared.values():
+                tensor.view(self.sizes[0], -1)[first:last] = 0.0
+            for axis in "xyz":
+                self.arrays[f"g{axis}"][int(row_ptr[first]) : int(row_ptr[last])] = 0.0
+
     def _steps(self, program: "Program", calls: Sequence[Call], size: int) -> tuple[Steps, dict[str, np.ndarray]]:
         """The driver's arrays, and for everything that changes from run to run the arguments that hold its address."""
         steps, base, per_thread, per_row, external = [], [], [], [], {}
@@ -125,26 +133,30 @@ class Program:
             row_ptr: (n + 1,) int64, first edge of each centre.
             neighbour: (E,) int64.
             vectors: (E, 3) float64, A.
-            n_counted: the energies of the first n_counted atoms are summed and returned; None: all.
+            n_counted: the energies of the first n_counted atoms are summed and returned; None: all. Nothing is done for
+                atoms that they do not depend on, if atoms are ordered by the step in which they are met.
         """
         n_atoms, n_edges = len(species), len(neighbour)
         inputs = dict(species=species, row_ptr=row_ptr, neighbour=neighbour, vectors=vectors)
         inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
-        ranges = _ranges(inputs["row_ptr"], n_atoms, n_edges)
-        memory = self._reserve(n_atoms, n_edges, len(ranges))
+        counted, n_threads = n_atoms if n_counted is None else n_counted, _n_threads(n_edges)
+        rows = _rows(inputs["row_ptr"], inputs["neighbour"], counted, self.plan.n_stages // 2)
+        ranges = {n: _ranges(inputs["row_ptr"], n, n_threads) for n in set(rows)}
+        memory = self._reserve(n_atoms, n_edges, n_threads)
         steps, external = memory.with_gradient if gradient else memory.energy_only
         for name, places in external.items():
             steps.base[places] = inputs[name].data_ptr()
-        n_counted = n_atoms if n_counted is None else n_counted
-        memory.seed[:n_counted], memory.seed[n_counted:n_atoms] = 1.0, 0.0
-        forces = memory.arrays["forces"][: len(ranges), : 3 * n_atoms]
+        memory.clear(inputs["row_ptr"], counted, rows[-1])
+        memory.seed[:counted] = 1.0
+        forces = memory.arrays["forces"][:n_threads, : 3 * n_atoms]
         if gradient:
             forces.zero_()
-        drive(steps, ranges, self.block)
-        node_energy = memory.shared[self.plan.energy.buffer][:n_counted].clone()
+        drive(steps, ranges[counted] if len(ranges) == 1 else [ranges[n] for n in (*rows[::-1], *rows[1:])], self.block)
+        node_energy = memory.shared[self.plan.energy.buffer][:counted].clone()
         if not gradient:
             return Evaluation(node_energy, None, None)
         virial = memory.arrays["node_virial"][: 9 * n_atoms].clone()
+        virial[9 * rows[-1] :] = 0.0
         return Evaluation(node_energy, forces.sum(0).view(n_atoms, 3), virial.view(n_atoms, 3, 3))
 
     def descriptors(self, n_atoms: int) -> Tensor:
@@ -172,11 +184,25 @@ class Program:
         return self._memory
 
 
-def _ranges(row_ptr: Tensor, n_atoms: int, n_edges: int) -> list[tuple[int, int]]:
-    """Contiguous atoms for each thread, with about equally many edges."""
-    n_threads = max(1, min(torch.get_num_threads(), n_edges // _MIN_EDGES))
+def _rows(row_ptr: Tensor, neighbour: Tensor, n_counted: int, n_steps: int) -> list[int]:
+    """How many of the first atoms matter 0, 1, ..., n_steps steps before the end: those before, and all their neighbours."""
+    rows = [n_counted]
+    for _ in range(n_steps):
+        n = rows[-1]
+        seen = neighbour[: int(row_ptr[n])] if n < len(row_ptr) - 1 else ()
+        rows.append(max(n, int(seen.max()) + 1) if len(seen) else n)
+    return rows
+
+
+def _n_threads(n_edges: int) -> int:
+    return max(1, min(torch.get_num_threads(), n_edges // _MIN_EDGES))
+
+
+def _ranges(row_ptr: Tensor, n_atoms: int, n_threads: int) -> list[tuple[int, int]]:
+    """Contiguous parts of the first n_atoms for each thread, with about equally many edges."""
     if n_threads == 1:
         return [(0, n_atoms)]
+    n_edges = int(row_ptr[n_atoms])
     targets = [n_edges * k // n_threads for k in range(1, n_threads)]
-    cuts = [0, *np.searchsorted(row_ptr.numpy(), targets).tolist(), n_atoms]
+    cuts = [0, *np.searchsorted(row_ptr[: n_atoms + 1].numpy(), targets).tolist(), n_atoms]
     return list(zip(cuts, cuts[1:]))
