@@ -79,7 +79,7 @@ class EquiCalculator(Calculator):
     name = "equinn"
     nolabel = True
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
-    default_parameters = {"device": "auto", "dtype": "float32", "skin": 0.5, "backend": "auto", "neighbors": "vesin"}
+    default_parameters = {"device": "auto", "dtype": "float32", "skin": 1.0, "backend": "auto", "neighbors": "vesin"}
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class EquiCalculator(Calculator):
         *,
         device: str = "auto",
         dtype: str = "float32",
-        skin: float = 0.5,
+        skin: float = 1.0,
         backend: str = "auto",
         neighbors: str = "vesin",
     ):
