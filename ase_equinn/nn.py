@@ -234,9 +234,9 @@ class RadialNetwork(nn.Module):
             x = silu(x @ weight)
         return x @ last
 
-    def table(self) -> RadialTable:
-        """The function as `conv` wants it, see `Tabulator`."""
-        return self.tabulate(self._taylor, parameters(self.weights))
+    def table(self, lengths: Tensor | None = None) -> RadialTable:
+        """The function as `conv` wants it, for these distances if they are given, see `Tabulator`."""
+        return self.tabulate(self._taylor, parameters(self.weights), lengths)
 
     @staticmethod
     def _taylor(x: Taylor, weights: list[Tensor]) -> Taylor:

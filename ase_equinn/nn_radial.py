@@ -147,14 +147,15 @@ class PairRadialNetwork(nn.Module):
             x = torch.tanh(x.square())
         return x * envelope if self.options.envelope_last else x
 
-    def table(self, pairs: Pairs) -> RadialTable:
-        """The functions of these pairs as `conv` wants them, see `Tabulator`."""
-        tables = [self._tabulator(pair)(self._taylor, [*self.weights]) for pair in pairs.species]
+    def table(self, pairs: Pairs, lengths: Tensor | None = None) -> RadialTable:
+        """The functions of these pairs as `conv` wants them, for these distances if they are given, see `Tabulator`."""
+        tables = [self._tabulator(pair)(self._taylor, [*self.weights], lengths) for pair in pairs.species]
         if pairs.edge is None:
             return tables[0]
-        n_knots = self.options.n_knots
-        values = torch.cat([table.values for table in tables])
-        return RadialTable(values, tables[0].spacing, pairs.edge * n_knots, n_knots)
+        values, first = torch.cat([table.values for table in tables]), pairs.edge * tables[0].values.shape[0]
+        if tables[0].first is not None:
+            first = first + tables[0].first
+        return RadialTable(values, tables[0].spacing, first, self.options.n_knots)
 
     def _tabulator(self, pair: tuple[int, int]) -> Tabulator:
         if pair not in self._tabulators:

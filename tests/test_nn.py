@@ -140,6 +140,28 @@ def test_radial_table_follows_its_weights():
     assert network.double().table().values.dtype == torch.float64
 
 
+@pytest.mark.parametrize("shortest", [0.0, 1.9, 4.999, 7.0])
+def test_radial_table_for_given_distances_leaves_out_knots(shortest):
+    """What is left gives the same values and gradients; frozen weights keep one table for all distances."""
+    torch.manual_seed(6)
+    network = RadialNetwork(BesselBasis(4, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [8], 3).double()
+    lengths = shortest + torch.tensor([0.0, 0.7, 0.3], dtype=torch.float64)
+    whole, part = network.table(), network.table(lengths)
+    spacing, kept = whole.spacing, part.values.shape[0]
+    assert (256 - kept) * spacing <= shortest and (kept == 2 or (258 - kept) * spacing > shortest)
+    inside = lengths.clamp(max=5.0)
+    torch.testing.assert_close(part(inside), whole(inside), rtol=1e-13, atol=1e-13)
+    gradients = [torch.autograd.grad(table(inside).sum(), [*network.weights]) for table in (whole, part)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    network.requires_grad_(False)
+    assert network.table(lengths).values.shape[0] == 256 and network.table(lengths[:0]) is network.table()
+
+
+def test_radial_table_without_distances():
+    network = RadialNetwork(BesselBasis(4, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [8], 3)
+    assert network.table(torch.zeros(0)).values.shape[0] == 256
+
+
 def test_what_frozen_layers_keep_follows_the_weights_and_serves_under_autograd():
     layer = Linear(Irreps("3x0e+2x1o"), Irreps("4x0e+2x1o"), 2).requires_grad_(False)
     network = RadialNetwork(BesselBasis(4, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [8], 3).requires_grad_(False)

@@ -68,12 +68,13 @@ class Interaction(nn.Module):
         sent = self.linear_in(x)
         if of_species:
             sent, bypass = ([block.index_select(0, species) for block in blocks] for blocks in (sent, bypass))
-        messages = conv(self.paths, sent, lengths, sh, self.radial.table(pairs), graph, self.backend)
-        norm: float | Tensor = self.avg_num_neighbors
-        if self.density is not None:
-            ones, table = [self.one.index_select(0, species)], self.density.table(pairs)
+        messages = conv(self.paths, sent, lengths, sh, self.radial.table(pairs, lengths), graph, self.backend)
+        if self.density is None:
+            out = self.linear_out(messages, scale=1 / self.avg_num_neighbors)
+        else:
+            ones, table = [self.one.index_select(0, species)], self.density.table(pairs, lengths)
             norm = 1 + conv(self.density_paths, ones, lengths, sh[:, :1], table, graph, self.backend)[0]
-        out = [block / norm for block in self.linear_out(messages)]
+            out = [block / norm for block in self.linear_out(messages)]
         if not self.residual:
             out = self.linear_species(out, species)
         return out, {term[1:]: block for term, block in zip(self.linear_species.irreps_out, bypass)}

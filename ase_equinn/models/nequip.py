@@ -38,7 +38,7 @@ class Interaction(nn.Module):
 
     def forward(self, sent: list[Tensor], own: list[Tensor], lengths: Tensor, sh: Tensor, graph: Graph) -> list[Tensor]:
         """sent = linear_in(x), own = self_connection(x, species)."""
-        messages = conv(self.paths, sent, lengths, sh, self.radial.table(), graph, self.backend)
+        messages = conv(self.paths, sent, lengths, sh, self.radial.table(lengths), graph, self.backend)
         update = self.linear_out(messages, scale=self.avg_num_neighbors**-0.5)
         own = {term[1:]: block for term, block in zip(self.self_connection.irreps_out, own)}
         return self.gate([b + own[term[1:]] if term[1:] in own else b for term, b in zip(self.gate.irreps_in, update)])

@@ -31,7 +31,8 @@ class RadialTable(NamedTuple):
     values: (n_knots, 3, n): value, first derivative times spacing, second derivative times spacing^2.
     spacing: A.
     first: None, or for every edge the row where its own table begins, (E,) int64: several tables stand one after the
-        other in `values`, each of `n_knots` rows.
+        other in `values`, each of `n_knots` rows. Knots that no edge needs may be left out: knot k of an edge's table is
+        row first + k.
     """
 
     values: Tensor

@@ -69,7 +69,9 @@ class Tabulator:
         self._kept: tuple[tuple, RadialTable] | None = None
         self._inputs_at_knots: dict[tuple, Taylor] = {}
 
-    def __call__(self, layers: Callable[[Taylor, list[Tensor]], Taylor], weights: Sequence[Tensor]) -> RadialTable:
+    def __call__(
+        self, layers: Callable[[Taylor, list[Tensor]], Taylor], weights: Sequence[Tensor], lengths: Tensor | None = None
+    ) -> RadialTable:
         """The function with its exact first and second derivatives at the knots; differentiable in the weights.
 
         Frozen weights (none requires a gradient) are tabulated once, until they change, and in float64: what the table
@@ -79,9 +81,11 @@ class Tabulator:
         Args:
             layers: (Taylor tensor of the inputs, weights) -> Taylor tensor of the function.
             weights: every tensor that the function depends on, at least one; they also give the dtype of the table.
+            lengths: (E,) A, the distances that the table will be used at. One that is made anew for each use spares the
+                knots below the shortest; on the CPU, where looking at a number costs nothing.
         """
         if any(weight.requires_grad for weight in weights):
-            return self._table(layers, [*weights])
+            return self._table(layers, [*weights], lengths)
         key = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in weights)
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False):  # what is kept must serve under autograd as well
@@ -89,9 +93,15 @@ class Tabulator:
                 self._kept = key, exact._replace(values=exact.values.to(weights[0].dtype))
         return self._kept[1]
 
-    def _table(self, layers: Callable[[Taylor, list[Tensor]], Taylor], weights: list[Tensor]) -> RadialTable:
-        knots = self._knots(weights[0].dtype, weights[0].device)
-        return RadialTable(layers(knots, weights), self.cutoff / (self.n_knots - 1))
+    def _table(
+        self, layers: Callable[[Taylor, list[Tensor]], Taylor], weights: list[Tensor], lengths: Tensor | None = None
+    ) -> RadialTable:
+        knots, spacing = self._knots(weights[0].dtype, weights[0].device), self.cutoff / (self.n_knots - 1)
+        if lengths is None or lengths.device.type != "cpu" or not len(lengths):
+            return RadialTable(layers(knots, weights), spacing)
+        unused = max(0, min(int(lengths.detach().min() / spacing) - 1, self.n_knots - 2))  # one for round-off
+        first = torch.full((len(lengths),), -unused)
+        return RadialTable(layers(knots[unused:], weights), spacing, first, self.n_knots)
 
     def _knots(self, dtype: torch.dtype, device: torch.device) -> Taylor:
         """The inputs and their derivatives at the knots, formed in float64; at the cutoff as seen from inside."""
