@@ -71,6 +71,8 @@ class Scratch(NamedTuple):
 
 
 class Call(NamedTuple):
+    name: str  # the step's kind, or the kernel's name where there is no step: around the steps of the plan
+    step: Step | None  # a step may need two calls
     function: int  # address, see jit.compile_packed
     stage: int
     backward: bool
@@ -118,10 +120,11 @@ class _Writer:
         return getattr(self, "_" + step.kind.replace(" ", "_"))(step)
 
     def _of(self, step: Step, cls, parameters: tuple, options: dict, arguments: list) -> list[Call]:
-        return [Call(kernel_address(cls, parameters, options, self.bits), step.stage, step.backward, arguments)]
+        function = kernel_address(cls, parameters, options, self.bits)
+        return [Call(step.kind, step, function, step.stage, step.backward, arguments)]
 
     def _call(self, stage: int, backward: bool, cls, arguments: list) -> Call:
-        return Call(kernel_address(cls, (), {}, self.bits), stage, backward, arguments)
+        return Call(cls.name, None, kernel_address(cls, (), {}, self.bits), stage, backward, arguments)
 
     def _fixed(self, tensor: Tensor) -> Fixed:
         return Fixed(tensor.detach().to(self.dtype).contiguous())

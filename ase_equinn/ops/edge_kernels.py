@@ -17,10 +17,10 @@ class Split:
     Pointers, in this order: row_ptr (int64); vectors (E, 3) float64; vx, vy, vz (E,).
     """
 
-    n_pointers, n_integers = 5, 2
+    name, n_pointers, n_integers = "split", 5, 2
 
     def __init__(self, *, bits: int, lanes: int):
-        self.bits, self.e = bits, Emitter("split", self.n_pointers, self.n_integers, 64, lanes)
+        self.bits, self.e = bits, Emitter(self.name, self.n_pointers, self.n_integers, 64, lanes)
 
     def source(self) -> str:
         e = self.e
@@ -42,11 +42,11 @@ class Collect:
         accumulate: whether node_virial is added to.
     """
 
-    n_pointers, n_integers = 8, 2
+    name, n_pointers, n_integers = "collect", 8, 2
 
     def __init__(self, accumulate: bool = False, *, bits: int, lanes: int):
         self.accumulate, self.bits = accumulate, bits
-        self.e = Emitter("collect", self.n_pointers, self.n_integers, 64, lanes)
+        self.e = Emitter(self.name, self.n_pointers, self.n_integers, 64, lanes)
 
     def source(self) -> str:
         e = self.e

@@ -6,7 +6,8 @@ numbers of atoms and edges stay within what has been reserved.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from functools import partial
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +32,19 @@ class Evaluation(NamedTuple):
     node_virial: Tensor | None
 
 
+class Parts(NamedTuple):
+    """The calls of a program, and how to run them for some atoms: to measure what each of them takes.
+
+    calls: in their order.
+    whole: runs all.
+    alone: (k, times), runs call k so many times on what it finds in memory; what it adds to grows.
+    """
+
+    calls: list[Call]
+    whole: Callable[[], None]
+    alone: Callable[[int, int], None]
+
+
 class _Memory:
     """Arrays for up to so many atoms, edges and threads, and the driver's steps that point to them."""
 
@@ -52,6 +66,13 @@ class _Memory:
         self.seed = self.shared[plan.seed.buffer]
         self.with_gradient = self._steps(program, calls, dtype.itemsize)
         self.energy_only = self._steps(program, [call for call in calls if not call.backward], dtype.itemsize)
+
+    def steps(self, inputs: dict[str, Tensor], gradient: bool) -> Steps:
+        """The driver's steps for these inputs."""
+        steps, external = self.with_gradient if gradient else self.energy_only
+        for name, places in external.items():
+            steps.base[places] = inputs[name].data_ptr()
+        return steps
 
     def clear(self, row_ptr: Tensor, first: int, last: int) -> None:
         """Zero for atoms, and their edges, that some stages leave out and others add to; no more if there are none."""
@@ -137,15 +158,12 @@ class Program:
                 atoms that they do not depend on, if atoms are ordered by the step in which they are met.
         """
         n_atoms, n_edges = len(species), len(neighbour)
-        inputs = dict(species=species, row_ptr=row_ptr, neighbour=neighbour, vectors=vectors)
-        inputs = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        inputs = _contiguous(species, row_ptr, neighbour, vectors)
         counted, n_threads = n_atoms if n_counted is None else n_counted, _n_threads(n_edges)
         rows = _rows(inputs["row_ptr"], inputs["neighbour"], counted, self.plan.n_stages // 2)
         ranges = {n: _ranges(inputs["row_ptr"], n, n_threads) for n in set(rows)}
         memory = self._reserve(n_atoms, n_edges, n_threads)
-        steps, external = memory.with_gradient if gradient else memory.energy_only
-        for name, places in external.items():
-            steps.base[places] = inputs[name].data_ptr()
+        steps = memory.steps(inputs, gradient)
         memory.clear(inputs["row_ptr"], counted, rows[-1])
         memory.seed[:counted] = 1.0
         forces = memory.arrays["forces"][:n_threads, : 3 * n_atoms]
@@ -158,6 +176,22 @@ class Program:
         virial = memory.arrays["node_virial"][: 9 * n_atoms].clone()
         virial[9 * rows[-1] :] = 0.0
         return Evaluation(node_energy, forces.sum(0).view(n_atoms, 3), virial.view(n_atoms, 3, 3))
+
+    def parts(self, species: Tensor, row_ptr: Tensor, neighbour: Tensor, vectors: Tensor) -> "Parts":
+        """What an evaluation with gradients is made of, on one thread; arguments as of a call."""
+        inputs, ranges = _contiguous(species, row_ptr, neighbour, vectors), [(0, len(species))]
+        memory = _Memory(self, len(species), len(neighbour), 1)
+        memory.seed[:] = 1.0
+        steps = memory.steps(inputs, True)
+
+        def run(steps: Steps, kept=(memory, inputs)) -> None:
+            drive(steps, ranges, self.block)
+
+        def alone(k: int, times: int) -> None:
+            run(Steps(np.repeat(steps.steps[k : k + 1], times, axis=0), np.arange(times + 1), *steps[2:]))
+
+        run(steps)
+        return Parts(self.calls(1)[0], partial(run, steps), alone)
 
     def descriptors(self, n_atoms: int) -> Tensor:
         """Those of the plan for the n_atoms atoms of the latest evaluation, side by side, (n_atoms, k); a copy."""
@@ -182,6 +216,11 @@ class Program:
                 wanted = tuple(max(want, has) for want, has in zip(wanted, have))
             self._memory = _Memory(self, wanted[0], wanted[1] + wanted[1] // 8, wanted[2])
         return self._memory
+
+
+def _contiguous(*inputs: Tensor) -> dict[str, Tensor]:
+    """By the names that calls know them by."""
+    return {name: tensor.contiguous() for name, tensor in zip(ARRAYS, inputs)}
 
 
 def _rows(row_ptr: Tensor, neighbour: Tensor, n_counted: int, n_steps: int) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..graph import Graph
 from ..nn import SpeciesIndex
-from ..ops.symbols import Symbol, Value, is_symbolic
+from ..ops.symbols import Value, is_symbolic
 from ..ops.zbl_kernels import Repulsion
 from ..radial import check_count, polynomial_envelope
 from ..radial_transforms import covalent_radius
@@ -81,7 +81,7 @@ class ZBL(nn.Module):
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Node energies (n_atoms,) in eV; vectors (n_edges, 3) in A."""
         if is_symbolic(vectors):
-            return self._traced(graph, vectors)
+            return self._traced(graph)
         tables = self._per_species(vectors.dtype, vectors.device)
         i, j = (self.index(graph.numbers).index_select(0, atoms) for atoms in graph.edge_index)
         lengths = vectors.norm(dim=1)
@@ -93,7 +93,7 @@ class ZBL(nn.Module):
         energy = 0.5 * COULOMB * charge_i * charge_j / lengths * screening * envelope
         return vectors.new_zeros(len(graph.numbers)).index_add(0, graph.edge_index[0], energy)
 
-    def _traced(self, graph: Graph, vectors: Symbol) -> Value:
+    def _traced(self, graph: Graph) -> Value:
         """Records the whole term as one operator of a native program."""
         trace = self.index(graph.numbers).trace
         constants = tuple(self.amplitudes), tuple(self.decays), self.envelope_power
