@@ -67,7 +67,7 @@ def evaluator_of(potential: Potential, backend: str) -> Evaluator:
         return Replay(potential)
     if chosen != {"llvm"}:
         return InTorch(potential)
-    programs = Programs(potential)
+    programs = Programs(potential, descriptors=potential.uncertainty is not None)
     graphs, positions = _cluster(potential)
     _tell(modules, "reference")
     expected = derivatives(potential, graphs, positions).forces

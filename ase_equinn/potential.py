@@ -12,7 +12,6 @@ import ase_equinn
 from .graph import Graph
 from .potential_build import build_potential, check_hyperparameters
 from .potential_file import (
-    FORMAT_VERSION,
     MAX_NUMBER,
     NETWORK_DTYPES,
     UNITS,
@@ -23,6 +22,7 @@ from .potential_file import (
     write_atomic,
 )
 from .potential_find import FILE_NAME, find_potential, shipped_potentials
+from .uncertainty import Uncertainty
 
 __all__ = ["ARCHITECTURES", "FILE_NAME", "Potential", "PotentialFileError", "read_header", "shipped_potentials"]
 
@@ -50,6 +50,7 @@ class Potential(nn.Module):
         scale: factor of every model, or one factor per model (a ZBL term has 1.0).
         shift: eV per atom, or {atomic number: eV}.
         metadata: anything JSON can hold: level_of_theory, training_data, errors, ...
+        uncertainty: of the forces, see calibrate.calibrate; for all species.
 
     Attributes:
         species: atomic numbers that every model knows, ascending.
@@ -68,6 +69,7 @@ class Potential(nn.Module):
         scale: float | list[float] = 1.0,
         shift: float | dict[int, float] = 0.0,
         metadata: dict | None = None,
+        uncertainty: Uncertainty | None = None,
     ):
         super().__init__()
         models = [models] if isinstance(models, nn.Module) else list(models)
@@ -83,6 +85,9 @@ class Potential(nn.Module):
         shifts = shift if isinstance(shift, dict) else dict.fromkeys(self.species, shift)
         self.shift = _per_species("shift", shifts, self.species)
         self.metadata = dict(metadata or {})
+        if uncertainty is not None and uncertainty.species != self.species:
+            raise ValueError(f"uncertainties are for the species {uncertainty.species}, the models for {self.species}")
+        self.uncertainty = uncertainty
         dtype, device = _floating(models)
         offset = torch.full((MAX_NUMBER + 1,), math.nan, dtype=torch.float64)
         for number in self.species:
@@ -151,6 +156,19 @@ class Potential(nn.Module):
 
     def isolated_energies(self) -> dict[int, float]:
         """`isolated_energy` of every species."""
+        graph, vectors = self._isolated()
+        with torch.no_grad():
+            energies = self.node_energy((graph,) * len(self.cutoffs), (vectors,) * len(self.cutoffs))
+        return dict(zip(self.species, energies.tolist(), strict=True))
+
+    def n_descriptors(self) -> int:
+        """How many `descriptors` there are; what they raise."""
+        graph, vectors = self._isolated()
+        with torch.no_grad():
+            return self.descriptors((graph,) * len(self.cutoffs), (vectors,) * len(self.cutoffs)).shape[1]
+
+    def _isolated(self) -> tuple[Graph, Tensor]:
+        """An atom of every species without neighbours, and no edge vectors."""
         n = len(self.species)
         graph = Graph(
             numbers=torch.tensor(self.species),
@@ -162,10 +180,7 @@ class Potential(nn.Module):
             batch=torch.arange(n),
             n_graphs=n,
         ).to(self.device)
-        vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
-        with torch.no_grad():
-            energies = self.node_energy((graph,) * len(self.cutoffs), (vectors,) * len(self.cutoffs))
-        return dict(zip(self.species, energies.tolist(), strict=True))
+        return graph, torch.zeros(0, 3, dtype=self.dtype, device=self.device)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the potential file and return its path; an existing file stays as it is if that fails.
@@ -184,7 +199,12 @@ class Potential(nn.Module):
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise ValueError(f"{path} is not written: tensor {name!r} holds numbers that are not finite")
-        write_atomic(path, encode(self._header(), tensors))
+        header = self._header()
+        if self.uncertainty is not None:
+            header["format_version"] = 2
+            header["uncertainty"], more = self.uncertainty.to_file()
+            tensors = tensors | more
+        write_atomic(path, encode(header, tensors))
         return path
 
     def _header(self) -> dict:
@@ -192,7 +212,7 @@ class Potential(nn.Module):
         if self.dtype not in NETWORK_DTYPES.values():
             raise ValueError(f"a potential file holds {' or '.join(NETWORK_DTYPES)} models, not {self.dtype}")
         header = {
-            "format_version": FORMAT_VERSION,
+            "format_version": 1,
             "code_version": ase_equinn.__version__,
             "models": [_describe(model, scale) for model, scale in zip(self.models, self.scale, strict=True)],
             "species": list(self.species),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .potential_file import NETWORK_DTYPES, PotentialFileError
+from .uncertainty import PREFIX, Uncertainty
 
 MAX_INTEGER = 10_000  # of a hyper-parameter: channels, layers, knots, ...
 MAX_LENGTH = 10_000  # of a list or string in the hyper-parameters
@@ -91,6 +92,9 @@ def build_potential(potential_class: type, architectures: dict[str, tuple[str, s
         model_class = getattr(importlib.import_module(module), model_class)
         models.append(build_model(name, model_class, entry["hyperparameters"], n_elements))
     weights = nn.ModuleList(models).to(NETWORK_DTYPES[header["dtype"]])
+    names = [name for name in tensors if "uncertainty" in header and name.startswith(PREFIX)]
+    more = {name: tensors[name] for name in names}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in more}
     check_tensors(weights.state_dict(), tensors)
     try:
         weights.load_state_dict(tensors)
@@ -100,12 +104,33 @@ def build_potential(potential_class: type, architectures: dict[str, tuple[str, s
             scale=[entry["scale"] for entry in header["models"]],
             shift={int(z): energy for z, energy in header["shift"].items()},
             metadata=header["metadata"],
+            uncertainty=_uncertainty(header, more),
         ).eval()
         isolated = potential.isolated_energies()
     except Exception as error:  # what the models make of the file's values is the file's fault
         raise PotentialFileError(f"its content is no potential: {type(error).__name__}: {str(error)[:500]}") from error
     _check_meaning(potential, isolated, header)
+    _check_descriptors(potential)
     return potential
+
+
+def _uncertainty(header: dict, tensors: dict[str, Tensor]) -> Uncertainty | None:
+    if "uncertainty" not in header:
+        return None
+    return Uncertainty.from_file(header["uncertainty"], tensors, tuple(header["species"]))
+
+
+def _check_descriptors(potential) -> None:
+    """Raises PotentialFileError unless uncertainties, where there are some, are for the descriptors of the models."""
+    if potential.uncertainty is None:
+        return
+    expected = potential.uncertainty.n_descriptors
+    try:
+        found = potential.n_descriptors()
+    except Exception as error:
+        raise PotentialFileError(f"its uncertainties need descriptors: {type(error).__name__}: {error}") from error
+    if found != expected:
+        raise PotentialFileError(f"its uncertainties are for {expected} descriptors, its models have {found}")
 
 
 def _check_meaning(potential, isolated: dict[int, float], header: dict) -> None:

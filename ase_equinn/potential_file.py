@@ -4,9 +4,11 @@
     header     JSON: {"__metadata__": {"equinn": TEXT}, NAME: {"dtype", "shape", "data_offsets"}, ...}, then spaces
     data       the tensors, larger item sizes first, then by name, without gaps
 
-TEXT is itself JSON (sorted keys, no spaces) with the fields of `HEADER_FIELDS`. Its "sha256" is the hash of the whole file
-as it would be without that field. A reader rebuilds the only header that the content allows and compares it byte for byte, so
-spaces, key order, padding and trailing bytes count too. Reading executes nothing: JSON and raw numbers.
+TEXT is itself JSON (sorted keys, no spaces) with the fields of `HEADER_FIELDS`. Version 2 has the further field
+"uncertainty" (see uncertainty.py); a potential without uncertainties is written in version 1, which older readers
+know. Its "sha256" is the hash of the whole file as it would be without that field. A reader rebuilds the only header
+that the content allows and compares it byte for byte, so spaces, key order, padding and trailing bytes count too.
+Reading executes nothing: JSON and raw numbers.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_HEADER_BYTES = 20_000_000
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_MODELS = 100
@@ -48,6 +50,7 @@ HEADER_FIELDS = {
     "metadata": dict,
     "sha256": str,
 }
+LATER_FIELDS = {2: {"uncertainty": dict}}  # version: what it has beyond version 1
 
 
 class PotentialFileError(ValueError):
@@ -225,10 +228,11 @@ def _parse_header(text: str) -> dict:
         )
     if type(version) is not int or version < 1:
         raise PotentialFileError(f"format version {version!r} is not known")
-    if set(header) != set(HEADER_FIELDS):
-        missing, extra = sorted(set(HEADER_FIELDS) - set(header)), sorted(set(header) - set(HEADER_FIELDS))
+    fields = HEADER_FIELDS | LATER_FIELDS.get(version, {})
+    if set(header) != set(fields):
+        missing, extra = sorted(set(fields) - set(header)), sorted(set(header) - set(fields))
         raise PotentialFileError(f"the header lacks the keys {missing} and has the unknown keys {str(extra)[:500]}")
-    for key, kind in HEADER_FIELDS.items():
+    for key, kind in fields.items():
         if type(header[key]) is not kind:
             raise PotentialFileError(f"the header's {key!r} is {str(header[key])[:200]!r}, not a {kind.__name__}")
     return header

@@ -1,0 +1,170 @@
+"""How uncertain a force is, from how far the atom's descriptors lie from those of the training set.
+
+    sigma_i^2 = floor^2 + (factor_Z d_i^power)^2        d_i^2 = min_c sum_a ((x_ia - c_a) / w_a)^2 / k
+
+x_i are the k descriptors of atom i, c the centres that stand for the training atoms of its element Z, w_a their
+standard deviations. sigma_i, eV/A, predicts the root mean square of |F_i - F_i(reference)|.
+
+Source: distances in the latent space as a measure of error, scaled on held-out data: Janet, Duan, Yang, Nandy, Kulik,
+Chem. Sci. 10, 7913 (2019). Clusters of the training set's features of atoms for interatomic potentials: Zhu, Batzner,
+Musaelian, Kozinsky, J. Chem. Phys. 158, 164111 (2023), who take the likelihood of a Gaussian mixture instead.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+METHOD = "nearest centre"
+PREFIX = "uncertainty."  # of the names of its tensors in a potential file
+_ROWS = 4096  # atoms whose distances from all centres are in memory at a time
+
+
+class Scale(NamedTuple):
+    """From distances to sigma: floor (eV/A), power, and a factor (eV/A) for each element."""
+
+    floor: float
+    power: float
+    factors: dict[int, float]
+
+    def __call__(self, number: int, distances: Tensor) -> Tensor:
+        return torch.sqrt(self.floor**2 + (self.factors[number] * distances**self.power) ** 2)
+
+
+class Uncertainty:
+    """Calibrated uncertainties of one potential; not to be changed.
+
+    Args:
+        centres: {atomic number: (n_centres, k)} in the space of the potential's descriptors.
+        widths: {atomic number: (k,)}, positive.
+        scale: how distances become sigma.
+        largest: eV/A, the largest sigma on the validation set.
+        facts: anything JSON can hold: coverage, files, ...
+
+    Raises:
+        ValueError: shapes that do not fit, numbers that are not finite or positive, with the value.
+    """
+
+    def __init__(
+        self,
+        centres: dict[int, Tensor],
+        widths: dict[int, Tensor],
+        scale: Scale,
+        largest: float,
+        facts: dict | None = None,
+    ):
+        self.species = tuple(sorted(centres))
+        self.centres = {z: centres[z].detach().float().cpu() for z in self.species}
+        self.widths = {z: widths[z].detach().float().cpu() for z in self.species if z in widths}
+        self.scale, self.largest, self.facts = scale, float(largest), dict(facts or {})
+        self._ready: dict[tuple, tuple[Tensor, ...]] = {}
+        _check(self, widths)
+        self.n_descriptors = self.centres[self.species[0]].shape[1]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_ready": {}}
+
+    def sigma(self, numbers: Tensor, descriptors: Tensor) -> Tensor:
+        """Expected size of the force's error on each atom.
+
+        Args:
+            numbers: (n,) atomic numbers.
+            descriptors: (n, k) of the potential; any dtype and device.
+
+        Returns:
+            (n,) eV/A, float64; infinite for an element that has no centres.
+        """
+        distances = self.distances(numbers, descriptors)
+        if len(self.species) == 1:  # an atom of another element is infinitely far
+            return self.scale(self.species[0], distances)
+        out = torch.full_like(distances, math.inf)
+        for z in self.species:
+            rows = torch.nonzero(numbers == z)[:, 0]
+            out[rows] = self.scale(z, distances[rows])
+        return out
+
+    def distances(self, numbers: Tensor, descriptors: Tensor) -> Tensor:
+        """d_i, (n,) float64; infinite for an element that has no centres."""
+        if descriptors.shape[1] != self.n_descriptors:
+            raise ValueError(f"{descriptors.shape[1]} descriptors, the centres have {self.n_descriptors}")
+        if len(self.species) == 1 and bool((numbers == self.species[0]).all()):
+            return self._distances(self.species[0], descriptors)
+        out = torch.full((len(numbers),), math.inf, dtype=torch.float64, device=descriptors.device)
+        for z in self.species:
+            rows = torch.nonzero(numbers == z)[:, 0]
+            if len(rows):
+                out[rows] = self._distances(z, descriptors[rows])
+        return out
+
+    def _distances(self, number: int, x: Tensor) -> Tensor:
+        """The nearest centre is found by a matrix product; the distance from it by differences, which do not cancel."""
+        key = number, x.dtype, x.device
+        if key not in self._ready:
+            centres, widths = self.centres[number].double(), self.widths[number].double()
+            middle = centres.mean(0)
+            scaled = (centres - middle) / widths
+            ready = middle, 1 / (widths * math.sqrt(len(widths))), scaled / math.sqrt(len(widths))
+            middle, inverse, scaled = (tensor.to(x.device, x.dtype) for tensor in ready)
+            self._ready[key] = middle, inverse, scaled, scaled.T.contiguous(), scaled.square().sum(1)
+        middle, inverse, centres, columns, squares = self._ready[key]
+        y = (x - middle) * inverse
+        nearest = [torch.addmm(squares, part, columns, alpha=-2).argmin(1) for part in y.split(_ROWS)]
+        return (y - centres[torch.cat(nearest)]).double().square().sum(1).sqrt() if len(y) else y.new_zeros(0).double()
+
+    def to_file(self) -> tuple[dict, dict[str, Tensor]]:
+        """An entry for the header of a potential file, and tensors by name."""
+        entry = {
+            "method": METHOD,
+            "floor": self.scale.floor,
+            "power": self.scale.power,
+            "factors": {str(z): self.scale.factors[z] for z in self.species},
+            "largest": self.largest,
+            "facts": self.facts,
+        }
+        named = {"centres": self.centres, "widths": self.widths}
+        return entry, {f"{PREFIX}{name}.{z}": table[z] for name, table in named.items() for z in self.species}
+
+    @classmethod
+    def from_file(cls, entry: dict, tensors: dict[str, Tensor], species: tuple[int, ...]) -> "Uncertainty":
+        """What `to_file` gave, for a potential of these species; everything is checked.
+
+        Raises:
+            ValueError: whatever does not fit.
+        """
+        kinds = {"method": str, "floor": float, "power": float, "factors": dict, "largest": float, "facts": dict}
+        found = {key: type(value) for key, value in entry.items()}
+        if found != kinds or entry["method"] != METHOD:
+            raise ValueError(f"uncertainty {str(entry)[:300]} is not of the method {METHOD!r} with {', '.join(kinds)}")
+        factors = entry["factors"]
+        if set(factors) != {str(z) for z in species} or not all(type(value) is float for value in factors.values()):
+            raise ValueError(f"uncertainty has factors {str(factors)[:200]}, not one number for each of {species}")
+        wanted = {f"{PREFIX}{name}.{z}" for name in ("centres", "widths") for z in species}
+        wrong = {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype != torch.float32}
+        if set(tensors) != wanted or wrong:
+            names = str(sorted(tensors))[:300]
+            raise ValueError(f"uncertainty has the tensors {names} (not float32: {str(wrong)[:300]})")
+        tables = [{z: tensors[f"{PREFIX}{name}.{z}"] for z in species} for name in ("centres", "widths")]
+        scale = Scale(entry["floor"], entry["power"], {z: factors[str(z)] for z in species})
+        return cls(*tables, scale, entry["largest"], entry["facts"])
+
+
+def _check(uncertainty: Uncertainty, widths: dict) -> None:
+    species, scale = uncertainty.species, uncertainty.scale
+    if not species or set(widths) != set(species) or set(scale.factors) != set(species):
+        raise ValueError(f"centres for {species}, widths for {sorted(widths)}, factors for {sorted(scale.factors)}")
+    numbers = {"floor": scale.floor, "power": scale.power, "largest sigma": uncertainty.largest}
+    numbers |= {f"factor of element {z}": scale.factors[z] for z in species}
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"uncertainty: {name} must be positive and finite, got {number}")
+    k = uncertainty.centres[species[0]].shape[-1]
+    for z in species:
+        centres, width = uncertainty.centres[z], uncertainty.widths[z]
+        if centres.dim() != 2 or not centres.numel() or centres.shape[1] != k or width.shape != (k,):
+            shapes = tuple(centres.shape), tuple(width.shape)
+            raise ValueError(f"uncertainty: centres and widths of element {z} are {shapes}, not (n, {k}) and ({k},)")
+        if not torch.isfinite(centres).all() or not (torch.isfinite(width) & (width > 0)).all():
+            raise ValueError(f"uncertainty: a centre or width of element {z} is not finite, or a width not positive")

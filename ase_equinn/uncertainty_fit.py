@@ -1,0 +1,111 @@
+"""Centres for a training set, the scale that makes distances errors of forces, and how good that is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.optimize import minimize, minimize_scalar
+from scipy.stats import chi2, spearmanr
+from torch import Tensor
+
+from .uncertainty import Scale
+
+FLOOR = 0.02  # of the validation set's root mean square error: smaller errors, as by symmetry, are not resolved
+_NARROWEST = 1e-2  # the least width of a descriptor, in root mean squares of all widths: no division by almost nothing
+_ROUNDS = 20  # of k-means
+_MOST_ATOMS = 50_000  # of an element, that centres are made from: a random part of larger sets
+_FEWEST = 50  # atoms of an element for a factor of its own
+_POWERS = (0.25, 4.0)
+
+
+def cluster(x: Tensor, n_centres: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """At most n_centres centres (n_centres, k) of the atoms x (n, k) by k-means, and their standard deviations (k,).
+
+    Raises:
+        ValueError: no atoms.
+    """
+    if not len(x):
+        raise ValueError("no atoms to make centres from")
+    rng = np.random.default_rng(seed)
+    x = x.double()
+    if len(x) > _MOST_ATOMS:
+        x = x[torch.from_numpy(np.sort(rng.permutation(len(x))[:_MOST_ATOMS]))]
+    widths = x.std(0, correction=0)
+    widths = widths.clamp(min=max(_NARROWEST * widths.square().mean().sqrt().item(), 1e-6))
+    middle = x.mean(0)
+    y = (x - middle) / widths
+    centres = y[torch.from_numpy(np.sort(rng.permutation(len(y))[:n_centres]))]
+    for _ in range(_ROUNDS):
+        nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in y.split(4096)])
+        count = torch.bincount(nearest, minlength=len(centres))
+        sums = torch.zeros_like(centres).index_add_(0, nearest, y)
+        centres = torch.where(count[:, None] > 0, sums / count.clamp(min=1)[:, None], centres)
+    return middle + centres * widths, widths
+
+
+def fit_scale(numbers: np.ndarray, distances: np.ndarray, errors: np.ndarray, species: tuple[int, ...]) -> Scale:
+    """The scale of greatest likelihood for errors of three normal components with sigma_i^2 / 3 each.
+
+    The power is that of all atoms together; an element with few atoms in the validation set shares their factor.
+
+    Args:
+        numbers: (n,).
+        distances: (n,).
+        errors: (n,) |F_i - F_i(reference)|, eV/A.
+        species: that shall have a factor.
+
+    Raises:
+        ValueError: no errors, or none but zeros.
+    """
+    rms = math.sqrt((errors**2).mean()) if len(errors) else 0.0
+    if not rms > 0:
+        raise ValueError(f"a scale cannot be fitted to {len(errors)} errors with the root mean square {rms} eV/A")
+    floor, logs = FLOOR * rms, np.log(np.maximum(distances, 1e-9))
+
+    def loss(log_factor: float, power: float, some=slice(None)) -> float:
+        variance = floor**2 + np.exp(2 * (log_factor + power * logs[some]))
+        return float((1.5 * np.log(variance) + 1.5 * (errors[some] ** 2 + floor**2) / variance).mean())
+
+    middle = logs.mean()  # there the factor and the power do not mix
+    start = [math.log(rms), 1.0]
+    bounds = [(math.log(floor) - 10, math.log(rms) + 10), _POWERS]
+    found = minimize(lambda p: loss(p[0] - p[1] * middle, p[1]), start, method="Nelder-Mead", bounds=bounds)
+    level, power = found.x
+    factors = dict.fromkeys(species, math.exp(level - power * middle))
+    for z in species:
+        some = np.flatnonzero(numbers == z)
+        if len(some) >= _FEWEST and len(some) < len(numbers):
+            one = minimize_scalar(lambda f: loss(f - power * middle, power, some), bounds=bounds[0], method="bounded")
+            factors[z] = math.exp(one.x - power * middle)
+    return Scale(floor, float(power), factors)
+
+
+def judge(errors: np.ndarray, sigma: np.ndarray, n_bins: int = 10) -> dict:
+    """How well sigma (n,) predicts the errors (n,) of forces, both eV/A.
+
+    Returns:
+        n_atoms; rank_correlation (Spearman's); error_rms, sigma_rms; largest (sigma); coverage [{sigmas, fraction,
+        normal}], the part of errors within so many sigma, and what it is for three normal components; bins [{sigma,
+        error, n_atoms}], root mean squares of equally many atoms, by sigma.
+    """
+    order = np.argsort(sigma, kind="stable")
+    bins = [part for part in np.array_split(order, n_bins) if len(part)]
+    correlation = spearmanr(sigma, errors).statistic if len(sigma) > 2 and np.ptp(sigma) and np.ptp(errors) else None
+    return {
+        "n_atoms": len(errors),
+        "rank_correlation": None if correlation is None else float(correlation),
+        "error_rms": _rms(errors),
+        "sigma_rms": _rms(sigma),
+        "largest": float(sigma.max()),
+        "coverage": [
+            {"sigmas": k, "fraction": float((errors <= k * sigma).mean()), "normal": float(chi2.cdf(3 * k**2, 3))}
+            for k in (1, 2, 3)
+        ],
+        "bins": [{"sigma": _rms(sigma[part]), "error": _rms(errors[part]), "n_atoms": len(part)} for part in bins],
+    }
+
+
+def _rms(values: np.ndarray) -> float:
+    return math.sqrt((values**2).mean())
