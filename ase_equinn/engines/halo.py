@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..evaluator import Evaluator
 from ..graph import COINCIDENT, Graph
-from ..neighbors import NeighborList, neighbor_list
+from ..neighbors import NeighborList
+from ..neighbors_search import vesin_pairs
 from ..potential import Potential
 
 
@@ -155,7 +157,7 @@ def _steps(positions: Tensor, n_core: int, seen: Sequence[Range], skin: float) -
     events = sorted((k * r.cutoff, which, k) for which, r in enumerate(seen) for k in range(1, r.n_layers + 1))
     step_of = {(which, k): step for step, (_, which, k) in enumerate(events, 1)}
     for which, r in enumerate(seen):
-        i, j = neighbor_list(positions, torch.zeros(3, 3), False, r.cutoff + skin).edge_index
+        i, j = vesin_pairs(positions, np.eye(3), np.zeros(3, dtype=bool), r.cutoff + skin)[0]  # in any order
         reached = torch.arange(len(positions)) < n_core
         for k in range(1, r.n_layers + 1):
             reached[j[reached[i]]] = True
