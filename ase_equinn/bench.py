@@ -23,11 +23,15 @@ import ase_equinn
 
 from .calculator import EquiCalculator
 from .check import crystal_of
+from .cuda_graph import Replay
+from .evaluator import Evaluator
+from .programs import Programs
 from .runfiles import as_atoms
 
 SIZES = (8, 64, 216, 1000)
 _PERIOD = 15.0  # fs; atoms swing as sin(t / this), some 10 THz
 _MOST_ATOMS = 10_000_000
+_WARM_UP = 6  # steps of each size: after so many memory is reserved, and on CUDA a replay recorded and checked
 
 
 class Row(NamedTuple):
@@ -47,6 +51,7 @@ class Bench(NamedTuple):
     potential: str
     device: str
     backend: str  # of the operators, see backend.use_backend
+    evaluation: str  # what went through the models, see evaluation_of
     dtype: str
     threads: int
     cpu: str
@@ -97,6 +102,7 @@ def bench(
         potential=str(calculator.parameters["model"]),
         device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
         backend=calculator.backend,
+        evaluation=evaluation_of(calculator.evaluators[0]),
         dtype=dtype,
         threads=torch.get_num_threads(),
         cpu=cpu_name(),
@@ -104,6 +110,16 @@ def bench(
         code_version=ase_equinn.__version__,
         rows=rows,
     )
+
+
+def evaluation_of(evaluator: Evaluator) -> str:
+    """How a calculator's evaluator has evaluated so far: by native programs, by replays on CUDA, or by torch."""
+    if isinstance(evaluator, Programs):
+        left = ", ".join(evaluator.in_torch)
+        return f"native programs, but for {left} in torch" if left else "native programs"
+    if isinstance(evaluator, Replay):
+        return f"torch on CUDA ({evaluator.problem})" if evaluator.problem else "replays on CUDA"
+    return "torch"
 
 
 def supercell(unit: Atoms, size: int) -> Atoms:
@@ -128,7 +144,7 @@ def _crystal(species: Sequence[int]) -> Atoms:
 def _measure(calculator: EquiCalculator, atoms: Atoms, seconds: float, device: torch.device) -> Row:
     atoms.calc = calculator
     step = vibration(atoms, np.random.default_rng(0))
-    _time(step, 2)
+    _time(step, _WARM_UP)
     n_steps = max(1, min(500, int(seconds / 5 / _time(step, 1))))
     calculator.timings.update(neighbors=0.0, model=0.0, total=0.0, count=0)
     times = [_time(step, n_steps) for _ in range(5)]
@@ -200,7 +216,7 @@ def bench_table(found: Bench):
     """The rows as a rich table."""
     from rich.table import Table
 
-    title = f"{found.potential}: {found.device}, operators {found.backend}, {found.dtype}, {found.threads} threads"
+    title = f"{found.potential}: {found.device}, {found.evaluation} ({found.backend}), {found.dtype}, {found.threads} threads"
     table = Table(title=title.replace("[", r"\["), title_justify="left")
     for name in ("atoms", "us/atom/step", "ms/step", "neighbours %", "model %", "rest %", "memory MB"):
         table.add_column(name, justify="right")

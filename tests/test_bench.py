@@ -10,8 +10,9 @@ from ase.build import bulk, fcc111, molecule
 from typer.testing import CliRunner
 
 from ase_equinn import NequIP, Potential, SchNet, bench as module
-from ase_equinn.bench import as_dict, bench, plot_bench, supercell, vibration
+from ase_equinn.bench import as_dict, bench, bench_table, evaluation_of, plot_bench, supercell, vibration
 from ase_equinn.cli import app
+from ase_equinn.cuda_graph import Replay
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,33 @@ def test_time_is_wall_clock_over_steps(monkeypatch):
     assert module._time(lambda: calls.append(0), 6) == 0.5 and len(calls) == 6
 
 
-def test_reference_backend_is_named(potential):
-    assert bench(potential, sizes=[8], seconds=0.02, backend="reference").backend == "reference"
+def test_what_evaluates_is_named(potential):
+    """Native programs where a model allows them: a term that they do not know runs in torch, and is named."""
+    found = bench(potential, sizes=[8], seconds=0.02, backend="reference")
+    assert (found.backend, found.evaluation) == ("reference", "torch")
+    found = bench(potential, sizes=[8], seconds=0.02)
+    assert (found.backend, found.evaluation) == ("llvm", "native programs")
+    table = bench_table(found)
+    assert "native programs (llvm)" in table.title
+    found = bench(Potential([potential.models[0], PairModel()]), sizes=[8], seconds=0.02)
+    assert found.evaluation == "native programs, but for PairModel in torch"
+
+
+class PairModel(torch.nn.Module):
+    """(1 - r/c)^3 for every pair, summed by torch's own functions."""
+
+    species, cutoff = (14,), 3.0
+
+    def forward(self, graph, vectors):
+        energy = (1 - vectors.norm(dim=1) / self.cutoff) ** 3
+        return energy.new_zeros(len(graph.numbers)).index_add(0, graph.edge_index[0], energy)
+
+
+def test_a_replay_on_cuda_is_named():
+    replay = Replay(Potential(PairModel()))
+    assert evaluation_of(replay) == "replays on CUDA"
+    replay.problem = "too little memory"
+    assert evaluation_of(replay) == "torch on CUDA (too little memory)"
 
 
 def test_supercell_grows_along_its_shortest_direction():
