@@ -108,8 +108,8 @@ def test_unknown_argument():
 def test_set_acts_on_the_results(folder):
     calc = EquiCalculator(folder / "toy", device="cpu")
     single = calc.get_forces(crystal())
-    assert calc.set(dtype="float32", skin=0.7) == {} and calc.results
-    assert calc.set(dtype="float64", skin=0.7) == {"dtype": "float64"} and not calc.results
+    assert calc.set(dtype="float32", skin=1.0) == {} and calc.results
+    assert calc.set(dtype="float64", skin=1.0) == {"dtype": "float64"} and not calc.results
     np.testing.assert_array_equal(calc.get_forces(crystal()), forces(toy_potential()))  # not weights rounded before
     calc.set(dtype="float32")
     np.testing.assert_array_equal(calc.get_forces(crystal()), single)
