@@ -22,7 +22,8 @@ from ase.outputs import Properties, all_outputs
 
 from ase_equinn.backend import BACKENDS, evaluator_of, use_backend
 from ase_equinn.calculator_arguments import atom_indices, find_device, load_models, one_of
-from ase_equinn.calculator_results import STD, check_finite, merge, results_of
+from ase_equinn.calculator_guard import guard_of
+from ase_equinn.calculator_results import STD, check_finite, forces_sigma, merge, results_of
 from ase_equinn.calculator_snapshot import Snapshot
 from ase_equinn.derivatives import hessian
 from ase_equinn.evaluator import Evaluator
@@ -53,6 +54,9 @@ class EquiCalculator(Calculator):
 
         std = sqrt(sum_m (x_m - mean)^2 / (M - 1))      in the unit of x
 
+    `forces_sigma` (n,) is the root mean square error to expect of each force, eV/A, of a potential with uncertainties
+    (see `calibrate`), or the spread sqrt(sum_c forces_std_c^2) of a committee; given if asked for, or with a guard.
+
     Args:
         model: a potential's folder or file, the name of a shipped potential, a Potential (copied: neither is the
             caller's ever changed, nor do its later changes matter here), or a list of these.
@@ -61,6 +65,9 @@ class EquiCalculator(Calculator):
         skin: A; neighbour lists are rebuilt when atoms may have moved by half of it. Results do not depend on it.
         backend: "auto" (the fastest implementation of the operators), "llvm", "triton" or "reference", see `use_backend`.
         neighbors: what finds the neighbours, see `NeighborList`.
+        guard: None, "warn" or "stop": what to do where `forces_sigma` of an atom is beyond the threshold, see `Guard`.
+        guard_threshold: eV/A; None means twice the largest sigma of the validation set; a committee needs a number.
+        guard_file: where "stop" saves the structure, as extended XYZ.
 
     Attributes:
         backend: the implementation in use.
@@ -75,12 +82,16 @@ class EquiCalculator(Calculator):
             finite, periodic cell without volume, two atoms within 1e-4 A). The message has the value received.
         PropertyNotImplementedError: stress where not all directions are periodic.
         CalculationFailed: the potential returned a value that is not finite.
+        UncertainForces: guard="stop", and an atom is beyond the threshold.
     """
 
     name = "equinn"
     nolabel = True
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
-    default_parameters = {"device": "auto", "dtype": "float32", "skin": 1.0, "backend": "auto", "neighbors": "vesin"}
+    default_parameters = {
+        "device": "auto", "dtype": "float32", "skin": 1.0, "backend": "auto", "neighbors": "vesin",
+        "guard": None, "guard_threshold": None, "guard_file": "uncertain.xyz",
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -91,9 +102,15 @@ class EquiCalculator(Calculator):
         skin: float = 1.0,
         backend: str = "auto",
         neighbors: str = "vesin",
+        guard: str | None = None,
+        guard_threshold: float | None = None,
+        guard_file: str | Path = "uncertain.xyz",
     ):
         self._stored: list[Potential] = []  # as loaded or given, on the CPU: what dtype and device start from
-        super().__init__(model=model, device=device, dtype=dtype, skin=skin, backend=backend, neighbors=neighbors)
+        super().__init__(
+            model=model, device=device, dtype=dtype, skin=skin, backend=backend, neighbors=neighbors,
+            guard=guard, guard_threshold=guard_threshold, guard_file=guard_file,
+        )  # fmt: skip
         self.use_cache = False  # ASE need not copy the atoms: `calculate` does
 
     def set(self, **kwargs) -> dict:
@@ -109,7 +126,7 @@ class EquiCalculator(Calculator):
         if not changed:
             return changed
         parameters, stored = {**self.parameters, **changed}, self._stored
-        parameters["device"] = str(parameters["device"])
+        parameters |= {key: str(parameters[key]) for key in ("device", "guard_file")}
         if "model" in changed:
             with _own_modes(torch.device("cpu")):
                 stored, parameters["model"] = load_models(changed["model"])
@@ -132,14 +149,16 @@ class EquiCalculator(Calculator):
         species = set.intersection(*(set(p.species) for p in potentials))
         if not species:
             raise ValueError(f"the committee has no species in common: {[p.species for p in potentials]}")
+        guard = guard_of(parameters, potentials)
         cutoffs = sorted({c for p in potentials for c in p.cutoffs}, reverse=True)
         lists = {c: NeighborList(c, skin=skin, backend=parameters["neighbors"]) for c in cutoffs}
         self._stored, self._potentials, self._lists, self._evaluators = stored, potentials, lists, evaluators
-        self._device, self._species = device, sorted(species)
+        self._device, self._species, self._guard = device, sorted(species), guard
         models = [model for p in potentials for model in p.models]
         self._info = {key for model in models for key in getattr(model, "info_keys", ())}
         self._arrays = ARRAYS | {key for model in models for key in getattr(model, "array_keys", ())}
         extra = list(STD.values()) if len(potentials) > 1 else []
+        extra += ["forces_sigma"] if extra or potentials[0].uncertainty is not None else []
         self.implemented_properties = type(self).implemented_properties + extra
         self.parameters.update(parameters)
         self.backend = "reference" if "reference" in used else used.pop()
@@ -165,7 +184,7 @@ class EquiCalculator(Calculator):
         return tuple(self._evaluators)
 
     def __getstate__(self) -> dict:
-        derived = {"_potentials", "_evaluators", "_lists", "timings"}
+        derived = {"_potentials", "_evaluators", "_lists", "_guard", "timings"}
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 
     def __setstate__(self, state: dict) -> None:
@@ -185,6 +204,10 @@ class EquiCalculator(Calculator):
         """See ASE; also the standard deviations of a committee."""
         if name in STD.values() and len(self._potentials) == 1:
             raise PropertyNotImplementedError(f"{name} needs a committee: EquiCalculator([first, second, ...])")
+        if name == "forces_sigma" and name not in self.implemented_properties:
+            raise PropertyNotImplementedError(
+                "forces_sigma needs a potential with uncertainties (equinn calibrate gives it some) or a committee"
+            )
         return super().get_property(name, atoms, allow_calculation)
 
     def export_properties(self) -> Properties:
@@ -210,8 +233,12 @@ class EquiCalculator(Calculator):
             listed = perf_counter()
             gradient = not WITHOUT_GRADIENT.issuperset(properties)
             results = merge([results_of(member, graphs, vectors, positions, gradient) for member in self._evaluators])
+            if self._guard or "forces_sigma" in properties:
+                results |= forces_sigma(self._evaluators, graphs, vectors, results)
         evaluated = perf_counter()
         check_finite(results, atoms)
+        if self._guard and "forces_sigma" in results:
+            self._guard(atoms, results)
         self._seen, self.results = Snapshot(atoms, self._arrays, self._info), results
         spent = {"neighbors": listed - start, "model": evaluated - listed, "total": perf_counter() - start, "count": 1}
         for phase, value in spent.items():

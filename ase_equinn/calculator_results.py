@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from ase.calculators.calculator import CalculationFailed
 
 from ase_equinn.evaluator import Evaluator
 from ase_equinn.graph import Graph
+from ase_equinn.programs import Programs
 
 STD = {"energy": "energy_std", "forces": "forces_std", "stress": "stress_std"}  # what a committee adds
 _VOIGT = [0, 4, 8, 5, 2, 1]  # where xx yy zz yz xz xy stand in a symmetric 3 x 3 matrix
-PER_ATOM = ("energies", "forces", "stresses", "forces_std", "descriptors")
+PER_ATOM = ("energies", "forces", "stresses", "forces_std", "forces_sigma", "descriptors")
 
 
 def results_of(
@@ -43,6 +45,30 @@ def results_of(
         stresses = found.node_virial.cpu().numpy().reshape(-1, 9).take(_VOIGT, axis=1) / volume
         results |= {"stress": stresses.sum(0), "stresses": stresses}
     return results
+
+
+def forces_sigma(
+    evaluators: Sequence[Evaluator], graphs: dict[float, Graph], vectors: dict[float, torch.Tensor], results: dict
+) -> dict:
+    """{"forces_sigma": by how much each atom's force may be off, (n,) eV/A}, for what was evaluated last.
+
+    Of a committee sqrt(sum_c std_c^2) over the components; of one potential the sigma that it is calibrated for. Nothing
+    where there is neither, and for energies of a committee without forces.
+    """
+    if len(evaluators) > 1:
+        std = results.get("forces_std")
+        return {} if std is None else {"forces_sigma": np.linalg.norm(std, axis=1)}
+    evaluator, potential = evaluators[0], evaluators[0].potential
+    if potential.uncertainty is None:
+        return {}
+    own = tuple(graphs[cutoff] for cutoff in potential.cutoffs)
+    known = tuple(vectors[cutoff] for cutoff in potential.cutoffs)
+    if isinstance(evaluator, Programs):
+        descriptors = evaluator.last_descriptors(own, known)
+    else:
+        with torch.no_grad():
+            descriptors = potential.descriptors(own, tuple(vector.to(potential.dtype) for vector in known))
+    return {"forces_sigma": potential.uncertainty.sigma(own[0].numbers, descriptors).cpu().numpy()}
 
 
 def _energies(node_energy: torch.Tensor) -> dict:
