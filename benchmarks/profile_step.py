@@ -117,7 +117,7 @@ def profile(name: str, peaks: Peaks, rounds: int, seconds: float, n_dearest: int
     program, index = make_program(potential.models[0], tuple(sorted(set(atoms.numbers.tolist()))), potential.dtype)
     parts = program.parts(index(graph.numbers), graph.row_ptr, graph.edge_index[1], vectors)
     sizes = Sizes(len(atoms), len(vectors), potential.dtype.itemsize)
-    whole = least(parts.whole, 2 * rounds)
+    whole = least(parts.whole, 5 * rounds)
     rows = rows_of(parts, sizes, peaks, rounds)
     peaks.measure()
     total = summed("all kernels", rows)
