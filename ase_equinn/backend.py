@@ -27,7 +27,7 @@ def use_backend(potential: Potential, backend: str) -> str:
 
     Args:
         potential: its modules are told; their weights are left alone.
-        backend: one of BACKENDS: "auto", "reference", "llvm" (kernels compiled for this CPU) or "triton" (for CUDA).
+        backend: "auto", "reference", "llvm" (kernels compiled for this CPU) or "triton" (for CUDA).
 
     Raises:
         ValueError: generated kernels asked for on a device that they do not run on.

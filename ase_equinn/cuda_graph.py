@@ -1,8 +1,8 @@
 """The whole evaluation of a potential on CUDA as one recorded graph, replayed on buffers of constant size.
 
-A step of a small system is hundreds of kernels that take less time to run than to launch; a replay launches them at once. The
-buffers are padded with ghosts, atoms of a structure of their own: edges that are missing run from a ghost to itself, at the
-cutoff. So no atom sees them, and what belongs to ghosts is cut off.
+A step of a small system is hundreds of kernels that take less time to run than to launch; a replay launches them at
+once. The buffers are padded with ghosts, atoms of a structure of their own: edges that are missing run from a ghost to
+itself, at the cutoff. So no atom sees them, and what belongs to ghosts is cut off.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .derivatives import derivatives
+from .evaluator import Energies, InTorch
 from .graph import Graph
 from .potential import Potential
-from .evaluator import Energies, InTorch
 
 _log = logging.getLogger(__name__)
 _PER_GHOST = 32  # edges that a ghost should have at most on average: a program goes through all edges of an atom
@@ -107,8 +107,8 @@ def _fill_edges(graph: Graph, padded: Graph, vectors: Tensor, room: Tensor, cuto
 class Replay:
     """An `Evaluator` on CUDA that replays a recorded graph where that is possible.
 
-    What cannot be recorded, or what a replay gives differently, is evaluated in the ordinary way from then on; the reason is
-    logged.
+    What cannot be recorded, or what a replay gives differently, is evaluated in the ordinary way from then on; the
+    reason is logged. Several structures at once are evaluated in the ordinary way as well.
 
     Args:
         potential: frozen, on a CUDA device; its weights are not to be changed while this is in use.
@@ -150,7 +150,7 @@ class Replay:
     def _may_replay(self, graphs: tuple[Graph, ...]) -> bool:
         """Whether a structure of this size came often enough; makes buffers for it."""
         size = size_of(graphs)
-        if self.problem or not size.atoms or sum(size.edges) > _MOST_EDGES:
+        if self.problem or not size.atoms or sum(size.edges) > _MOST_EDGES or graphs[0].n_graphs != 1:
             return False
         if self._buffers is None or not self._buffers.capacity.fits(size):
             self._buffers = Buffers(graphs, self.potential.cutoffs, capacity_for(size), self.potential.species[0])
@@ -189,6 +189,7 @@ class Replay:
             error, scale = (ours - right).abs().max().item(), right.abs().max().item()
             if not error <= _TOLERANCE[self.potential.dtype] * scale + 1e-30:
                 self._give_up(f"{name} differs by {error:.3g} at a size of {scale:.3g}")
+                break
         return expected
 
     def _give_up(self, problem: str) -> None:

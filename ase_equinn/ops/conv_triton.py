@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..graph import Graph
-from .conv_triton_kernels import ConvSource, Kind
+from .conv_triton_kernels import ConvSource
+from .conv_triton_parts import Kind
 from .paths import ConvPaths
 from .radial_table import RadialTable
 from .triton_source import jit_function, launch

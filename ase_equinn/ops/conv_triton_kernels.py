@@ -1,7 +1,8 @@
 """Source of the fused convolution for Triton: the functions of `conv_kernels`, with gathers instead of scatters.
 
-One program has one atom (or one interval of the radial table) and one part: some paths and a block of channels. It goes through
-the atom's edges and keeps its sums in registers. Nothing is added to from two programs, so results are the same bits each time:
+One program has one atom (or one interval of the radial table) and one part: some paths and a block of channels. It
+goes through the atom's edges and keeps its sums in registers. No two programs add to one number, so results are the
+same bits each time:
 
     forward      centre i     A_i
     edges        centre i     dr, dY of its edges, per part; the parts are added up afterwards
@@ -11,58 +12,24 @@ the atom's edges and keeps its sums in registers. Nothing is added to from two p
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
+from .conv_triton_parts import INDICES, Kind, make_parts
 from .conv_variants import entries
 from .paths import ConvPaths, Path
 from .radial_table import HERMITE
-from .triton_source import Dual, Writer, channel_blocks
+from .triton_source import Dual, Writer
 
-_REGISTERS = 96  # 32-bit numbers per thread that the sums (or the gradients that are read) of one part may take
-
-
-class Kind(NamedTuple):
-    """Which function of the family. With `dual`, x, Y and r have tangents, and outputs are derivatives along them."""
-
-    name: str  # forward, edges, neighbours, table
-    dual: bool = False
-    table_tangent: bool = False
-    tables: bool = False  # every edge has a table of its own, which begins at a row of T
-
-    @property
-    def function(self) -> str:
-        return "_".join([self.name, *(flag for flag in self._fields[1:] if getattr(self, flag))])
-
-
-INDICES = {
-    "forward": ["begin", "neighbour"],
-    "edges": ["begin", "neighbour"],
-    "neighbours": ["begin", "order", "centre"],
-    "table": ["begin", "order", "centre", "neighbour"],
-}
-
-
-class Part(NamedTuple):
-    """Paths of one multiplicity, and the channels start:start+width of them."""
-
-    paths: tuple[Path, ...]
-    start: int
-    width: int
-
-    @property
-    def mask(self) -> bool:
-        """Whether the block hangs over."""
-        return self.start + self.width > self.paths[0].mul
+# The functions of the two values add up to 1: w = T_0 + h_3 (T_3 - T_0) + ..., so slopes are no small differences.
+_BASIS = (3, 1, 2, 4, 5)
 
 
 class ConvSource:
     """Writes one kernel.
 
-    Pointers, in this order: those of INDICES, and `first` if there are several tables; r (E,), Y (E, n_sh), T (knots, 3,
-    n_weights), x...; if dual their tangents; g... but for forward; last the outputs: A..., or dr (E, parts) and dY (E, parts,
-    n_sh), or dx..., or dT (knots, chunks, 6, n_weights).
+    Pointers, in this order: those of INDICES, and `first` if there are several tables; r (E,), Y (E, n_sh), T (knots,
+    3, n_weights), x...; if dual their tangents; g... but for forward; last the outputs: A..., or dr (E, parts) and dY
+    (E, parts, n_sh), or dx..., or dT (knots, chunks, 6, n_weights).
 
     Args:
         n_knots, spacing: of a table; they become constants of the kernel.
@@ -72,7 +39,7 @@ class ConvSource:
         self.paths, self.kind, self.bits = paths, kind, bits
         self.n_knots, self.spacing = int(n_knots), float(spacing)
         self.entries, self.n_sh = entries(paths), (paths.lmax + 1) ** 2
-        self.parts = self._parts()
+        self.parts = make_parts(paths, kind, bits)
         self.w = Writer(bits)
 
     def text(self) -> str:
@@ -87,12 +54,12 @@ class ConvSource:
                 if part.mask:
                     w.line(f"m{number} = c{number} < {part.paths[0].mul}")
                 bodies[name]()
-        return w.source(self.kind.function, self._arguments(), self._index_arguments())
+        return w.source(self.kind.function, self.arguments(), self._index_arguments())
 
     def _index_arguments(self) -> list[str]:
         return INDICES[self.kind.name] + ["first"] * self.kind.tables
 
-    def _arguments(self) -> list[str]:
+    def arguments(self) -> list[str]:
         n_in, n_out = len(self.paths.irreps_in), len(self.paths.irreps_out)
         x, g = [f"x{k}" for k in range(n_in)], [f"g{k}" for k in range(n_out)]
         names = [*self._index_arguments(), "r", "Y", "T", *x]
@@ -105,35 +72,6 @@ class ConvSource:
             "table": [*g, "dT"],
         }
         return names + outputs[self.kind.name]
-
-    # parts
-
-    def _parts(self) -> list[Part]:
-        parts = []
-        for mul in dict.fromkeys(path.mul for path in self.paths.paths):
-            same = sorted((path for path in self.paths.paths if path.mul == mul), key=lambda path: path.i_in)
-            for start, width in channel_blocks(mul):
-                most = max(1, _REGISTERS // max(1, width // 32) // (self.bits // 32))
-                parts += [Part(tuple(group), start, width) for group in self._groups(same, most)]
-        return parts
-
-    def _groups(self, paths: list[Path], most: int) -> list[list[Path]]:
-        if self.kind.name == "table":
-            return [[path] for path in paths]
-        if self.kind.name == "neighbours":  # all of an input's, so that its gradient is one sum
-            inputs = dict.fromkeys(path.i_in for path in paths)
-            units = [[path for path in paths if path.i_in == i_in] for i_in in inputs]
-            sizes = [2 * self.paths.irreps_in[i_in].l + 1 for i_in in inputs]
-        else:
-            units, sizes = [[path] for path in paths], [2 * self.paths.irreps_out[path.i_out].l + 1 for path in paths]
-        groups, used = [], most
-        for unit, size in zip(units, sizes):
-            if used + size > most:
-                groups.append([])
-                used = 0
-            groups[-1] += unit
-            used += size
-        return groups
 
     # addresses
 
@@ -180,8 +118,8 @@ class ConvSource:
         self.row = w.let(f"({knot}.to(tl.int64){first}) * {3 * self.paths.n_weights}")
         rate = w.load("r_ + e") if self.kind.dual else None
         self.h, self.dh = [], []
-        for coefficients in HERMITE:
-            polynomials = [coefficients]
+        for q in _BASIS:
+            polynomials = [HERMITE[q]]
             for _ in range(2):
                 polynomials.append(polynomials[-1][1:] * np.arange(1, len(polynomials[-1])))
             value, slope, curvature = (_horner(polynomial, t) for polynomial in polynomials)
@@ -204,11 +142,21 @@ class ConvSource:
             self._harmonic(m)
         return {(row.m3, row.m1): self.w.combine([(c, self.y[m]) for m, c in row.terms]) for row in rows}
 
-    def _table(self, path: Path) -> list[Dual]:
-        """The six numbers of the table between whose knots the edge is."""
-        rows = [f"{self.row} + {q * self.paths.n_weights + path.weight}" for q in range(6)]
-        tangents = [self._load("T_", row) if self.kind.table_tangent else None for row in rows]
-        return [Dual(self._load("T", row), tangent) for row, tangent in zip(rows, tangents)]
+    def _table(self, path: Path) -> tuple[Dual, list[Dual]]:
+        """The value at the knot below the edge, and what the functions of `_BASIS` are multiplied by."""
+        numbers = []
+        for q in range(6):
+            row = f"{self.row} + {q * self.paths.n_weights + path.weight}"
+            tangent = self._load("T_", row) if self.kind.table_tangent else None
+            numbers.append(Dual(self._load("T", row), tangent))
+        low, high = numbers[0], numbers[3]
+        change = f"{high.tangent} - {low.tangent}" if self.kind.table_tangent else None
+        numbers[3] = self.w.let_dual(Dual(f"{high.value} - {low.value}", change))
+        return low, [numbers[q] for q in _BASIS]
+
+    def _weight(self, path: Path) -> Dual:
+        low, terms = self._table(path)
+        return self.w.combine(list(zip(self.h, terms)), low)
 
     def _to_input(self, path: Path, g: list[Dual]) -> tuple[dict, dict[int, Dual]]:
         """M, and u[m1] = M[m3, m1] g[m3]."""
@@ -230,7 +178,7 @@ class ConvSource:
             self._geometry(slopes=False)
             x = {i_in: self._inputs(i_in, "j") for i_in in {path.i_in for path in self.part.paths}}
             for path in self.part.paths:
-                weight = w.combine(list(zip(self.h, self._table(path))))
+                weight = self._weight(path)
                 t = [w.combine([(weight, component)]) for component in x[path.i_in]]
                 for (m3, m1), element in self._matrix(path).items():
                     w.add(sums[path, m3], element, t[m1], self.kind.dual)
@@ -257,8 +205,8 @@ class ConvSource:
         """slope += dw w' with dw = u x; turns[m] += coefficient * w x[m1] g[m3]."""
         w = self.w
         _, u = self._to_input(path, g)
-        table = self._table(path)
-        weight, derivative = (w.combine(list(zip(basis, table))) for basis in (self.h, self.dh))
+        low, terms = self._table(path)
+        weight, derivative = w.combine(list(zip(self.h, terms)), low), w.combine(list(zip(self.dh, terms)))
         dw = w.combine([(value, x[m1]) for m1, value in u.items()])
         w.add(slope, dw, derivative, self.kind.dual)
         t = [w.combine([(weight, component)]) for component in x]
@@ -280,7 +228,7 @@ class ConvSource:
             w.line("i = tl.load(centre + e)")
             self._geometry(slopes=False)
             for path in self.part.paths:
-                weight = w.combine(list(zip(self.h, self._table(path))))
+                weight = self._weight(path)
                 _, u = self._to_input(path, self._gradients(path, "i"))
                 for m1, value in u.items():
                     w.add(sums[path.i_in, m1], weight, value, self.kind.dual)
@@ -301,8 +249,10 @@ class ConvSource:
             _, u = self._to_input(path, self._gradients(path, "i"))
             x = self._inputs(path.i_in, "j")
             dw = w.combine([(value, x[m1]) for m1, value in u.items()])
-            for total, basis in zip(sums, self.h):
-                w.add(total, basis, dw, self.kind.dual)
+            for q, basis in zip(_BASIS, self.h):
+                w.add(sums[q], basis, dw, self.kind.dual)
+            w.line(f"{sums[0]} += {dw.tangent if self.kind.dual else dw.value}")
+        w.line(f"{sums[0]} -= {sums[3]}")
         for q, total in enumerate(sums):
             row = f"((program * n_chunks + chunk) * 6 + {q}) * {self.paths.n_weights} + {path.weight}"
             self._store("dT", row, total)

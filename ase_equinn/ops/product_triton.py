@@ -56,6 +56,9 @@ def kernel_of(table: ProductTable, variant: Variant, bits: int):
 
 
 def fused(table: ProductTable, x: Sequence[Tensor], weights: Sequence[Tensor], species: Tensor) -> list[Tensor]:
-    """`product` by Triton kernels. A species that has no row in the weights gives nan: to raise would wait for the device."""
+    """`product` by Triton kernels.
+
+    A species that has no row in the weights gives nan: to raise an error would be to wait for the device.
+    """
     job = _Job(table, species, x[0].dtype, weights[0].shape[0])
     return list(Product.apply(job, *(tensor.contiguous() for tensor in (*x, *weights))))

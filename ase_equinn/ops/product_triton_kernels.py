@@ -1,7 +1,7 @@
-"""Source of the symmetric product for Triton: the functions of `product_kernels`, one program per atom and block of channels.
+"""Source of the symmetric product for Triton: the functions of `product_kernels`.
 
-The weights' gradient is written atom by atom; summing it over the atoms of a species is left to a matrix product, so that no two
-programs add to one number.
+One program has one atom and a block of channels. The weights' gradient is written atom by atom; summing it over the
+atoms of a species is left to a matrix product, so that no two programs add to one number.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _MOST_CHANNELS = 32  # one per thread of a warp: all polynomials of an atom are 
 class ProductSource:
     """Writes one kernel.
 
-    Pointers, in this order: species (int64); x..., W...; if dual the tangents of x... (with weight_tangent also of W...);
-    forward: out...; backward: g..., dx..., dW... (with weight_gradient) per output (n_atoms, rows, C). Last the number of
-    species: atoms of others get nan.
+    Pointers, in this order: species (int64); x..., W...; if dual the tangents of x... (with weight_tangent also of
+    W...); forward: out...; backward: g..., dx..., dW... (with weight_gradient) per output (n_atoms, rows, C). Last the
+    number of species: atoms of others get nan.
     """
 
     def __init__(self, table: ProductTable, variant: Variant, bits: int):

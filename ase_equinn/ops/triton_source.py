@@ -1,7 +1,7 @@
-"""Triton kernels from generated source: a writer of statements in dual arithmetic, and what makes functions of its text.
+"""Triton kernels from generated source: a writer of statements in dual arithmetic, and functions from its text.
 
-No file is written or imported: the source is executed from memory, and Triton reads it back from Python's line cache. It holds
-numbers and names of this package's own making only. Triton keeps the machine code in its own cache folder.
+No file is written or imported: the source is executed from memory, and Triton reads it back from Python's line cache.
+It holds numbers and names of this package's own making only. Triton keeps the machine code in its own cache folder.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Writer:
 
     def zeros(self, width: int) -> str:
         """The name of a sum that begins at zero, one number per channel."""
-        return self.let(f"tl.zeros(({width},), tl.float{self.bits})")
+        return self.let(f"tl.full(({width},), 0.0, tl.float{self.bits})")
 
     def let_dual(self, dual: Dual) -> Dual:
         return Dual(self.let(dual.value), None if dual.tangent is None else self.let(dual.tangent))
@@ -99,7 +99,8 @@ class Writer:
 
     def source(self, name: str, arguments: Sequence[str], indices: Sequence[str]) -> str:
         """The whole function. `indices`: arguments about whose alignment nothing is assumed, as it varies by call."""
-        return _HEAD.format(indices=[*indices], name=name, arguments=", ".join(arguments)) + "\n".join(self.lines) + "\n"
+        head = _HEAD.format(indices=[*indices], name=name, arguments=", ".join(arguments))
+        return head + "\n".join(self.lines) + "\n"
 
 
 def channel_blocks(mul: int, most: int = MOST_CHANNELS) -> list[tuple[int, int]]:
@@ -118,7 +119,8 @@ def jit_function(name: str, source: str):
         import triton
         from triton import language
     except ImportError as error:
-        raise ImportError('backend="triton" needs the triton package: pip install "ase_equinn[triton]" (Linux)') from error
+        needed = 'backend "triton" needs the triton package: pip install "ase_equinn[triton]" (Linux)'
+        raise ImportError(needed) from error
     file = f"<ase_equinn {name} {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)  # where inspect.getsource looks
     namespace = {"triton": triton, "tl": language, "__name__": __name__}
