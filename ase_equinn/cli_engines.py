@@ -17,7 +17,9 @@ def lammps(
     potential: Annotated[str, typer.Option(help="Folder, file or shipped name.", show_default=False)],
     elements: Annotated[
         str | None,
-        typer.Option(help="Of the atom types 1, 2, ...: Si,O. Default: the elements of the masses.", show_default=False),
+        typer.Option(
+            help="Of the atom types 1, 2, ...: Si,O. Default: the elements of the masses.", show_default=False
+        ),
     ] = None,
     ranks: Annotated[int, typer.Option("-n", "--ranks", min=1, help="MPI processes to start.")] = 1,
     device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
@@ -60,7 +62,14 @@ def ipi(
     from .engines.ipi import serve
 
     count = serve(
-        potential, structure, socket, port, wait=wait, device=device, dtype=dtype, report=lambda text: show.err().print(text)
+        potential,
+        structure,
+        socket,
+        port,
+        wait=wait,
+        device=device,
+        dtype=dtype,
+        report=lambda text: show.err().print(text),
     )
     show.out().print(f"{count} evaluations served")
 
@@ -84,7 +93,7 @@ def parity(
 
     `equinn parity silicon structure.xyz --json parity.json`
     """
-    from .parity import as_json, parity_table
+    from .parity import as_json, notes, parity_table
     from .parity import parity as run
     from .potential_file import write_atomic
 
@@ -94,6 +103,8 @@ def parity(
             potential, structure, n_frames=frames, engines=chosen, device=device, dtype=dtype, progress=progress
         )
     show.out().print(parity_table(found))
+    for line in notes(found):
+        show.out().print(show.escape(line))
     if json_file:
         write_atomic(json_file, as_json(found).encode())
     if not found.passed:

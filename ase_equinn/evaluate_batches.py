@@ -16,10 +16,10 @@ from .backend import evaluator_of, use_backend
 from .calculator_arguments import find_device, load_models, one_of
 from .calculator_results import check_finite
 from .evaluate_memory import Budget, in_groups
+from .evaluator import Energies, Evaluator
 from .graph import Graph, check_atoms, check_coincident
 from .neighbors_batch import BatchNeighborList
 from .potential import Potential
-from .evaluator import Evaluator
 
 PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "stresses")
 WITHOUT_GRADIENT = {"energy", "free_energy", "energies"}
@@ -236,7 +236,7 @@ def _numbered(n: int) -> list[str]:
 
 @contextmanager
 def _reported(progress: bool | Callable[[int, int], None]) -> Iterator[Callable[[int, int], None] | None]:
-    """What to call after each batch: a bar on standard error if that is a terminal, the caller's function, or nothing."""
+    """What to call after each batch: a bar if standard error is a terminal, the caller's function, nothing."""
     if not isinstance(progress, bool):
         yield progress
         return

@@ -12,8 +12,8 @@ from .data import Frame, Keys, read_frames
 from .data_batches import Batch, join
 from .derivatives import derivatives
 from .evaluate_batches import MAX_EDGES, evaluate_with
-from .evaluator import Evaluator, InTorch
 from .evaluate_memory import Budget, in_groups
+from .evaluator import Evaluator, InTorch
 from .metrics import Prediction, errors
 from .potential import Potential
 

@@ -68,7 +68,8 @@ class BatchNeighborList:
         if self._offset is None or not torch.equal(self._offset[0], cell):
             counts = built.shift.T.to(torch.float64)
             rows = torch.repeat_interleave(cell, built.n_edges, dim=0).permute(1, 2, 0)
-            offset = torch.stack([counts[0] * rows[0, x] + counts[1] * rows[1, x] + counts[2] * rows[2, x] for x in range(3)])
+            a, b, c = counts
+            offset = torch.stack([a * rows[0, x] + b * rows[1, x] + c * rows[2, x] for x in range(3)])
             self._offset = cell.clone(), offset
         columns = positions.T.contiguous()
         vectors = columns.index_select(1, built.edge_index[1]) - columns.index_select(1, built.edge_index[0])
@@ -77,7 +78,8 @@ class BatchNeighborList:
         keep = (x * x + y * y + z * z < self.cutoff**2).nonzero()[:, 0]
         edge_index = built.edge_index.index_select(1, keep)
         row_ptr = torch.searchsorted(edge_index[0].contiguous(), torch.arange(len(positions) + 1, device=keep.device))
-        return Pairs(edge_index, built.shift.index_select(0, keep), row_ptr, vectors.index_select(1, keep).T.contiguous())
+        vectors = vectors.index_select(1, keep).T.contiguous()
+        return Pairs(edge_index, built.shift.index_select(0, keep), row_ptr, vectors)
 
     def _stale(self, positions, cell, pbc, first) -> torch.Tensor:
         """(g,) bool: structures whose list may miss a pair by now; also those whose input will be refused."""

@@ -28,7 +28,7 @@ DROPPED = 0.25  # of a batch: so many must be done before the others go on witho
 
 
 class _Answer(Calculator):
-    """Results for one geometry, refused for any other; ASE's SinglePointCalculator spends more time on that than FIRE."""
+    """Results for one geometry, refused for any other; ASE's SinglePointCalculator takes longer over that than FIRE."""
 
     def __init__(self, atoms: Atoms, results: dict):
         super().__init__()

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/batches.py [--structures 200] [--potential silicon]
 
-CPU seconds of this process for each structure and step, the best of three for evaluation; "one by one" is EquiCalculator
+CPU time of this process for each structure and step, the best of three for evaluation; "one by one" is EquiCalculator
 with ASE's optimizers and dynamics, measured on a tenth of the structures. Lines with torch-sim need it installed.
 """
 

@@ -35,7 +35,14 @@ def states():
     strained.set_cell(strained.cell.array @ (np.eye(3) + 0.03 * np.arange(9).reshape(3, 3)), scale_atoms=True)
     mirrored = bulk("Cu") * (1, 2, 1)
     mirrored.set_cell(-mirrored.cell.array, scale_atoms=True)
-    return {"Si": bulk("Si"), "rattled": rattled, "NaCl": salt, "Ti": strained, "left": mirrored, "C6H6": molecule("C6H6")}
+    return {
+        "Si": bulk("Si"),
+        "rattled": rattled,
+        "NaCl": salt,
+        "Ti": strained,
+        "left": mirrored,
+        "C6H6": molecule("C6H6"),
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -78,8 +78,9 @@ def test_a_float32_network_gives_the_same_in_a_batch(build):
 
 def test_memory_that_runs_out_halves_the_batch(potential, structures, monkeypatch, caplog):
     expected = evaluate(structures, potential, dtype="float64")
-    real, most = evaluator.derivatives, max(
-        len(ase_equinn.from_atoms(atoms, potential.cutoff).shift) for atoms in structures
+    real, most = (
+        evaluator.derivatives,
+        max(len(ase_equinn.from_atoms(atoms, potential.cutoff).shift) for atoms in structures),
     )
 
     def derivatives(potential, graphs, positions, **known):

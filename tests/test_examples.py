@@ -1,5 +1,6 @@
 """Every example runs on a small setting, in a folder of its own, and prints what it promises."""
 
+import os
 import re
 import runpy
 import sys
@@ -116,3 +117,18 @@ def test_lammps_silicon(run, tmp_path):
     assert 50 < kelvin < 600 and a == pytest.approx(5.47, abs=0.05)
     assert numbers(r"quenched: (-[\d.]+) eV/atom", text)[0] <= energy
     assert (tmp_path / "silicon.1.restart").is_file()
+
+
+def test_pimd_ethanol(run, tmp_path):
+    """An untrained potential, weak enough that four steps are as those of an ideal gas."""
+    pytest.importorskip("ipi", reason='i-PI is not installed: pip install "ase_equinn[ipi]"')
+    import torch
+
+    from ase_equinn import Potential, SchNet
+
+    torch.manual_seed(0)
+    Potential(SchNet((1, 6, 8), 4.0, n_channels=8, n_layers=1, n_basis=8), scale=0.01).save(tmp_path / "tiny")
+    text = run("pimd_ethanol.py", "--potential", "tiny", "--steps", 4, "--socket", f"example_{os.getpid()}")
+    assert [n > 0 for n in numbers(r"client 0: (\d+) evaluations served\nclient 1: (\d+)", text)] == [True, True]
+    assert 0.1 < numbers(r"kinetic energy ([\d.]+) eV", text)[0] < 1
+    assert len(read(tmp_path / "pimd/pimd.pos_3.xyz", ":")) == 1

@@ -1,4 +1,4 @@
-"""i-PI: a client that evaluates a potential for a server of path integrals, replica exchange or any dynamics of its own.
+"""i-PI: a client that evaluates a potential for a server of path integrals, replica exchange or other dynamics.
 
 The server sends cells and positions over a UNIX or TCP socket, never elements: those, in the same order, are the
 structure's. As many clients as wished serve one run; i-PI spreads its beads over them.
@@ -33,7 +33,8 @@ def serve(
 ) -> int:
     """Evaluates what a server asks for until it says EXIT, and returns how many times.
 
-    A connection that is lost, as when the server is killed, is made again for `wait` seconds. Where the structure is
+    A connection that is lost, as when the server is killed (ASE's own server also hangs up without EXIT), is made again
+    for `wait` seconds. Where the structure is
     not periodic in all three directions the virial that is sent is zero: no constant pressure there.
 
     Args:
@@ -116,7 +117,8 @@ def _advice(address: str, port: int | None, error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError) and port is None:
         path = actualunixsocketname(address)
         return f"nobody listens at {place}: a server that was killed left the file; remove {path} and start i-pi"
-    return f"no server at {place}: start i-pi first, and compare with <address>{' and <port>' if port else ''} in its input"
+    names = "<address> and <port>" if port else "<address>"
+    return f"no server at {place}: start i-pi first, and compare with {names} in its input"
 
 
 def _session(client: SocketClient, atoms: Atoms, place: str) -> tuple[int, bool]:

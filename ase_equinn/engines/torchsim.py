@@ -1,22 +1,26 @@
 """torch-sim: batched relaxation and molecular dynamics of many structures on one device.
 
-    model = torchsim_model("silicon")
-    torch_sim.optimize(structures, model, optimizer=torch_sim.optimizers.fire)
-    torch_sim.integrate(structures, model, integrator=torch_sim.integrators.nvt_langevin, temperature=300, timestep=0.001, n_steps=1000)
+model = torchsim_model("silicon")
+torch_sim.optimize(structures, model, optimizer=torch_sim.optimizers.fire)
+torch_sim.integrate(structures, model, integrator=torch_sim.integrators.nvt_langevin, temperature=300,
+                    timestep=0.001, n_steps=1000)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equinn.derivatives import structure_sum
-from ase_equinn.evaluator import Evaluator
 from ase_equinn.evaluate_batches import MAX_EDGES, check_distances, compute_groups, graph_of, load_potential
 from ase_equinn.evaluate_memory import Budget
+from ase_equinn.evaluator import Evaluator
 from ase_equinn.neighbors_batch import BatchNeighborList
 from ase_equinn.potential import Potential
 
@@ -63,6 +67,33 @@ def torchsim_model(
             return self._compute(state, self.compute_forces, self.compute_stress)
 
     return EquinnModel(_States(load_potential(potential, device=device, dtype=dtype, backend=backend), skin, max_edges))
+
+
+def evaluate_frames(
+    potential: str | Path | Potential, frames: Sequence[Atoms], *, device: str = "auto", dtype: str = "float32"
+) -> list[dict]:
+    """Energy, forces and stress as torch-sim has them for each frame, in ASE's units and order.
+
+    Args:
+        potential, device, dtype: see `ase_equinn.evaluate`.
+        frames: each periodic in all directions or in none; those that are and those that are not go in two batches.
+    """
+    from torch_sim.io import atoms_to_state
+
+    model = torchsim_model(potential, device=device, dtype=dtype)
+    results: list[dict] = [{}] * len(frames)
+    for periodic in (True, False):
+        own = [k for k, atoms in enumerate(frames) if atoms.pbc.all() == periodic]
+        if not own:
+            continue
+        state = atoms_to_state([frames[k] for k in own], model.device, model.dtype)
+        found = {name: value.cpu().numpy() for name, value in model(state).items()}
+        atom = state.system_idx.cpu().numpy()
+        for row, k in enumerate(own):
+            stress = full_3x3_to_voigt_6_stress(found["stress"][row]) if periodic else None
+            forces = found["forces"][atom == row]
+            results[k] = {"energy": float(found["energy"][row]), "forces": forces, "stress": stress}
+    return results
 
 
 class _States:
@@ -122,4 +153,5 @@ def _check_finite(results: dict[str, torch.Tensor], system_idx: torch.Tensor) ->
         if not finite.all():
             row = int((~finite).nonzero()[0, 0])
             k = int(system_idx[row]) if name == "forces" else row
-            raise CalculationFailed(f"the potential gives a {name} of structure {k} that is not finite: {values[row].tolist()}")
+            value = values[row].tolist()
+            raise CalculationFailed(f"the potential gives a {name} of structure {k} that is not finite: {value}")
