@@ -13,14 +13,16 @@ Musaelian, Kozinsky, J. Chem. Phys. 158, 164111 (2023), who take the likelihood 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .uncertainty_nearest import Nearest
+
 METHOD = "nearest centre"
 PREFIX = "uncertainty."  # of the names of its tensors in a potential file
-_ROWS = 4096  # atoms whose distances from all centres are in memory at a time
 
 
 class Scale(NamedTuple):
@@ -30,8 +32,9 @@ class Scale(NamedTuple):
     power: float
     factors: dict[int, float]
 
-    def __call__(self, number: int, distances: Tensor) -> Tensor:
-        return torch.sqrt(self.floor**2 + (self.factors[number] * distances**self.power) ** 2)
+    def __call__(self, number: int, squares: Tensor) -> Tensor:
+        """sigma from d^2."""
+        return (squares**self.power * self.factors[number] ** 2 + self.floor**2).sqrt()
 
 
 class Uncertainty:
@@ -60,7 +63,7 @@ class Uncertainty:
         self.centres = {z: centres[z].detach().float().cpu() for z in self.species}
         self.widths = {z: widths[z].detach().float().cpu() for z in self.species if z in widths}
         self.scale, self.largest, self.facts = scale, float(largest), dict(facts or {})
-        self._ready: dict[tuple, tuple[Tensor, ...]] = {}
+        self._ready: dict[tuple, Nearest] = {}
         _check(self, widths)
         self.n_descriptors = self.centres[self.species[0]].shape[1]
 
@@ -71,48 +74,35 @@ class Uncertainty:
         """Expected size of the force's error on each atom.
 
         Args:
-            numbers: (n,) atomic numbers.
+            numbers: (n,) atomic numbers, of `species` only.
             descriptors: (n, k) of the potential; any dtype and device.
 
         Returns:
-            (n,) eV/A, float64; infinite for an element that has no centres.
+            (n,) eV/A, float64.
         """
-        distances = self.distances(numbers, descriptors)
-        if len(self.species) == 1:  # an atom of another element is infinitely far
-            return self.scale(self.species[0], distances)
-        out = torch.full_like(distances, math.inf)
-        for z in self.species:
-            rows = torch.nonzero(numbers == z)[:, 0]
-            out[rows] = self.scale(z, distances[rows])
-        return out
+        return self._each(self.scale, numbers, descriptors)
 
     def distances(self, numbers: Tensor, descriptors: Tensor) -> Tensor:
-        """d_i, (n,) float64; infinite for an element that has no centres."""
+        """d_i, (n,) float64."""
+        return self._each(lambda number, squares: squares.sqrt(), numbers, descriptors)
+
+    def _each(self, function: Callable, numbers: Tensor, descriptors: Tensor) -> Tensor:
+        """function(Z, d^2) of the atoms of each element Z."""
         if descriptors.shape[1] != self.n_descriptors:
             raise ValueError(f"{descriptors.shape[1]} descriptors, the centres have {self.n_descriptors}")
-        if len(self.species) == 1 and bool((numbers == self.species[0]).all()):
-            return self._distances(self.species[0], descriptors)
-        out = torch.full((len(numbers),), math.inf, dtype=torch.float64, device=descriptors.device)
+        if len(self.species) == 1:
+            return function(self.species[0], self._nearest(self.species[0], descriptors))
+        out = descriptors.new_zeros(len(numbers), dtype=torch.float64)
         for z in self.species:
             rows = torch.nonzero(numbers == z)[:, 0]
-            if len(rows):
-                out[rows] = self._distances(z, descriptors[rows])
+            out[rows] = function(z, self._nearest(z, descriptors[rows]))
         return out
 
-    def _distances(self, number: int, x: Tensor) -> Tensor:
-        """The nearest centre is found by a matrix product; the distance from it by differences, which do not cancel."""
+    def _nearest(self, number: int, x: Tensor) -> Tensor:
         key = number, x.dtype, x.device
         if key not in self._ready:
-            centres, widths = self.centres[number].double(), self.widths[number].double()
-            middle = centres.mean(0)
-            scaled = (centres - middle) / widths
-            ready = middle, 1 / (widths * math.sqrt(len(widths))), scaled / math.sqrt(len(widths))
-            middle, inverse, scaled = (tensor.to(x.device, x.dtype) for tensor in ready)
-            self._ready[key] = middle, inverse, scaled, scaled.T.contiguous(), scaled.square().sum(1)
-        middle, inverse, centres, columns, squares = self._ready[key]
-        y = (x - middle) * inverse
-        nearest = [torch.addmm(squares, part, columns, alpha=-2).argmin(1) for part in y.split(_ROWS)]
-        return (y - centres[torch.cat(nearest)]).double().square().sum(1).sqrt() if len(y) else y.new_zeros(0).double()
+            self._ready[key] = Nearest(self.centres[number], self.widths[number], x.dtype, x.device)
+        return self._ready[key](x)
 
     def to_file(self) -> tuple[dict, dict[str, Tensor]]:
         """An entry for the header of a potential file, and tensors by name."""

@@ -1,0 +1,67 @@
+"""How far descriptors lie from the nearest centre: by a kernel on the CPU, by torch elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import lru_cache
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from .ops.jit import compile_function, vector_bytes
+from .ops.nearest_kernel import TILE, NearestKernel
+
+_ROWS = 4096  # atoms whose distances from all centres are in memory at a time, where there is no kernel
+_FAR = 1e9  # from which no atom is nearest
+_log = logging.getLogger(__name__)
+
+
+class Nearest:
+    """d^2 = min_c sum_a ((x_a - c_a) / w_a)^2 / k for one dtype and device.
+
+    Args:
+        centres: (n_centres, k).
+        widths: (k,).
+        dtype, device: of the descriptors.
+    """
+
+    def __init__(self, centres: Tensor, widths: Tensor, dtype: torch.dtype, device: torch.device):
+        scale, origin = 1 / (widths.double() * math.sqrt(len(widths))), centres.double().mean(0)
+        points = (centres.double() - origin) * scale
+        self._origin, self._scale, self._points = (t.to(device, dtype) for t in (origin, scale, points))
+        self._squares, self._columns = self._points.square().sum(1), self._points.T.contiguous()
+        self._kernel = _kernel(dtype.itemsize * 8) if device.type == "cpu" and dtype.is_floating_point else None
+        if self._kernel is not None:
+            block = TILE * vector_bytes() // dtype.itemsize
+            far = torch.full((points.shape[1], -len(points) % block), _FAR, dtype=dtype)
+            self._columns, self._scratch = torch.cat([self._columns, far], dim=1), torch.empty_like(self._origin)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n, k) -> (n,), float64."""
+        if self._kernel is not None:
+            return self._by_kernel(x.contiguous()).double()
+        return self._by_torch(x)
+
+    def _by_kernel(self, x: Tensor) -> Tensor:
+        out = x.new_empty(len(x))
+        tensors = x, self._origin, self._scale, self._columns, self._scratch, out
+        self._kernel(*(tensor.data_ptr() for tensor in tensors), 0, len(x), *self._columns.shape)
+        return out
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        """The nearest centre is found by a matrix product; the distance from it by differences, which do not cancel."""
+        y = (x - self._origin) * self._scale
+        nearest = [torch.addmm(self._squares, part, self._points.T, alpha=-2).argmin(1) for part in y.split(_ROWS)]
+        return (y - self._points[torch.cat(nearest)]).double().square().sum(1) if len(y) else y.new_zeros(0).double()
+
+
+@lru_cache(maxsize=None)
+def _kernel(bits: int) -> Callable | None:
+    try:
+        kernel = NearestKernel(bits=bits, lanes=vector_bytes() * 8 // bits)
+        return compile_function(kernel.name, kernel.source, kernel.n_pointers, kernel.n_integers, (kernel.name, bits))
+    except Exception as error:  # whatever a machine's compiler may say
+        _log.warning("distances from centres are computed in torch: %s: %s", type(error).__name__, error)
+        return None
