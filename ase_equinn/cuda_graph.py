@@ -20,7 +20,7 @@ from .potential import Potential
 
 _log = logging.getLogger(__name__)
 _PER_GHOST = 32  # edges that a ghost should have at most on average: a program goes through all edges of an atom
-_AFTER = 2  # evaluations of sizes that fit into the same buffers before a graph is recorded
+_AFTER = 2  # evaluations of structures that fit into the same buffers before a graph is recorded
 _CHECKED = 2  # replays of each recording that are compared with an ordinary evaluation
 _MOST_EDGES = 500_000  # beyond, launches take no time in comparison, and the recording holds memory
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # of the largest force
@@ -54,17 +54,17 @@ class Buffers:
     """Graphs of constant size, and their vectors, that structures are written into.
 
     Args:
-        like: the graphs of a structure of n atoms, for devices.
+        like: the graphs of a structure: all that are written must have its atomic numbers, as models may record what
+            follows from them. Ghosts are of the element of the first atom.
         cutoffs: A, one per graph.
-        capacity: more than n atoms, and more edges than there are.
-        species: an atomic number for the ghosts.
+        capacity: more atoms and edges than there are.
     """
 
-    def __init__(self, like: tuple[Graph, ...], cutoffs: tuple[float, ...], capacity: Capacity, species: int):
-        self.capacity, self.cutoffs, self.species, device = capacity, cutoffs, species, like[0].numbers.device
-        n = capacity.atoms
-        numbers = torch.full((n,), species, device=device)
-        batch = torch.ones(n, dtype=torch.int64, device=device)
+    def __init__(self, like: tuple[Graph, ...], cutoffs: tuple[float, ...], capacity: Capacity):
+        self.capacity, self.cutoffs, device = capacity, cutoffs, like[0].numbers.device
+        self.n_atoms, n = len(like[0].numbers), capacity.atoms
+        numbers = torch.cat([like[0].numbers, like[0].numbers[:1].expand(n - self.n_atoms)])
+        batch = (torch.arange(n, device=device) >= self.n_atoms).long()
         cell = torch.zeros(2, 3, 3, dtype=torch.float64, device=device)
         pbc = torch.zeros(2, 3, dtype=torch.bool, device=device)
         self.graphs = tuple(
@@ -79,11 +79,14 @@ class Buffers:
         self.vectors = tuple(torch.zeros(edges, 3, dtype=torch.float64, device=device) for edges in capacity.edges)
         self.positions = torch.zeros(n, 3, dtype=torch.float64, device=device)
 
+    def fit(self, graphs: tuple[Graph, ...]) -> bool:
+        """Whether a structure has the same atoms, and a number of edges for which there is room without much waste."""
+        numbers, own = graphs[0].numbers, self.graphs[0].numbers
+        return self.capacity.fits(size_of(graphs)) and torch.equal(numbers, own[: self.n_atoms])
+
     def fill(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> None:
-        """Writes a structure that fits, and ghosts behind it. Nothing waits for the device."""
-        n, own = len(graphs[0].numbers), self.graphs[0]
-        own.numbers[:n], own.numbers[n:] = graphs[0].numbers, self.species
-        own.batch[:n], own.batch[n:] = 0, 1
+        """Writes a structure that fits, and the ghosts' edges behind its own. Nothing waits for the device."""
+        own = self.graphs[0]
         own.cell[0], own.pbc[0] = graphs[0].cell[0], graphs[0].pbc[0]
         for graph, padded, exact, room, cutoff in zip(graphs, self.graphs, vectors, self.vectors, self.cutoffs):
             _fill_edges(graph, padded, exact, room, cutoff)
@@ -148,12 +151,12 @@ class Replay:
         return found
 
     def _may_replay(self, graphs: tuple[Graph, ...]) -> bool:
-        """Whether a structure of this size came often enough; makes buffers for it."""
+        """Whether such a structure came often enough; makes buffers for it."""
         size = size_of(graphs)
         if self.problem or not size.atoms or sum(size.edges) > _MOST_EDGES or graphs[0].n_graphs != 1:
             return False
-        if self._buffers is None or not self._buffers.capacity.fits(size):
-            self._buffers = Buffers(graphs, self.potential.cutoffs, capacity_for(size), self.potential.species[0])
+        if self._buffers is None or not self._buffers.fit(graphs):
+            self._buffers = Buffers(graphs, self.potential.cutoffs, capacity_for(size))
             self._replay, self._waited = None, 0
         self._waited += 1
         return self._waited > _AFTER

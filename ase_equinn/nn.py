@@ -15,6 +15,7 @@ from .ops.tabulate import Tabulator, Taylor, silu_series, taylor_function, taylo
 
 MAX_ATOMIC_NUMBER = 118
 _FEW_SPECIES = 16  # on CUDA each costs all atoms a matrix product
+_GATHERED = 2**26  # numbers in the matrices of all atoms that CUDA may gather
 
 
 def second_moment_factor(function: Callable[[Tensor], Tensor]) -> float:
@@ -95,6 +96,7 @@ class Linear(nn.Module):
             for source, (mul, _, _) in zip(self.source, self.irreps_out)
             if source is not None
         )
+        self._largest = max((weight[0].numel() for weight in self.weights), default=0)  # of the matrices by species
         self._kept: tuple[tuple, list[Tensor]] | None = None
 
     def forward(self, x: Sequence[Tensor], species: Tensor | None = None, scale: float = 1.0) -> list[Tensor]:
@@ -137,20 +139,26 @@ class Linear(nn.Module):
     def _rows_of_species(self, species: Tensor | None) -> tuple[Tensor, Tensor, list[int]] | Tensor | None:
         """Atoms sorted by species, the place of each atom among them, and how many atoms each species has.
 
-        On CUDA, if species are few, these themselves: to learn the numbers of atoms would be to wait for the device.
+        On CUDA the species themselves, if these or the atoms are few: to learn how many atoms each has would be to wait
+        for the device.
         """
         if self.n_species is None or self.n_species == 1:
             return None
-        if is_symbolic(species) or species.device.type == "cuda" and self.n_species <= _FEW_SPECIES:
+        if is_symbolic(species) or species.device.type == "cuda" and self._without_counting(len(species)):
             return species
         order = torch.argsort(species, stable=True)
         return order, torch.argsort(order), torch.bincount(species, minlength=self.n_species).tolist()
+
+    def _without_counting(self, n_atoms: int) -> bool:
+        return self.n_species <= _FEW_SPECIES or n_atoms * self._largest <= _GATHERED
 
     @staticmethod
     def _by_species(x: Tensor, weight: Tensor, rows: tuple[Tensor, Tensor, list[int]] | Tensor) -> Tensor:
         if is_symbolic(x):
             return x.linear(weight, by_species=True)
         if isinstance(rows, Tensor):
+            if len(rows) * weight[0].numel() <= _GATHERED:
+                return torch.bmm(x, weight.index_select(0, rows))
             return sum((rows == s)[:, None, None] * (x @ weight[s]) for s in range(len(weight)))
         order, place, counts = rows
         parts = x.index_select(0, order).split(counts)

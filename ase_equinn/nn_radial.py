@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import NamedTuple, Sequence
 
@@ -17,7 +18,6 @@ from .radial import BASES, check_count, polynomial_envelope
 from .radial_transforms import TRANSFORMS, covalent_radius
 
 _SILU = second_moment_factor(nn.functional.silu)
-_FEW_SPECIES = 4  # on CUDA every pair of them has a table, whether it occurs or not
 
 
 class RadialOptions(NamedTuple):
@@ -71,32 +71,45 @@ class Pairs(NamedTuple):
     edge: Tensor | None
 
 
-def find_pairs(options: RadialOptions, graph: Graph, species: Tensor, n_species: int) -> Pairs:
-    """Only pairs whose elements are both present get a table.
+class _Present(NamedTuple):
+    """The pairs of the elements that are present; ``number[a, b]`` is the place of (a, b) and (b, a) among them."""
 
-    On CUDA, if species are few, all pairs do: to learn what is present would be to wait for the device.
-    """
+    pairs: tuple[tuple[int, int], ...]
+    number: Tensor
+
+
+_kept: tuple[weakref.ref, int, tuple[int, ...], _Present] | None = None
+
+
+def find_pairs(options: RadialOptions, graph: Graph, species: Tensor, elements: tuple[int, ...]) -> Pairs:
+    """Only pairs whose elements are both present get a table; `elements`: the atomic numbers that `species` counts."""
     if options.transform is None or not is_symbolic(species) and not len(species):
         return Pairs(((0, 0),), None)
-    if not is_symbolic(species) and species.device.type == "cuda" and n_species <= _FEW_SPECIES:
-        return _all_pairs(graph, species, n_species)
-    present = species.trace.present_species() if is_symbolic(species) else torch.unique(species).tolist()
+    if is_symbolic(species):
+        present = _pairs_of(species.trace.present_species())
+        return Pairs(present.pairs, species.trace.tables(present.number))
+    present = _present(graph.numbers, species, elements)
+    centre, neighbour = species.index_select(0, graph.edge_index[0]), species.index_select(0, graph.edge_index[1])
+    return Pairs(present.pairs, present.number[centre, neighbour])
+
+
+def _present(numbers: Tensor, species: Tensor, elements: tuple[int, ...]) -> _Present:
+    """Kept while the numbers are the same tensor: on CUDA, to learn what is present is to wait for the device."""
+    global _kept
+    if numbers.is_inference():  # they do not count their changes
+        return _pairs_of(torch.unique(species).tolist(), species.device)
+    if _kept is None or _kept[0]() is not numbers or _kept[1:3] != (numbers._version, elements):
+        present = _pairs_of(torch.unique(species).tolist(), species.device)
+        _kept = weakref.ref(numbers), numbers._version, elements, present
+    return _kept[3]
+
+
+def _pairs_of(present: list[int], device: torch.device | str = "cpu") -> _Present:
     pairs = [(a, b) for k, a in enumerate(present) for b in present[k:]]
     number = torch.zeros(present[-1] + 1, present[-1] + 1, dtype=torch.int64)
     for k, (a, b) in enumerate(pairs):
         number[a, b] = number[b, a] = k
-    if is_symbolic(species):
-        return Pairs(tuple(pairs), species.trace.tables(number))
-    centre, neighbour = species.index_select(0, graph.edge_index[0]), species.index_select(0, graph.edge_index[1])
-    return Pairs(tuple(pairs), number.to(species.device)[centre, neighbour])
-
-
-def _all_pairs(graph: Graph, species: Tensor, n_species: int) -> Pairs:
-    """(0, 0), (0, 1), ..., (1, 1), ...: the pair (a, b) with a <= b has the number a (2 n - a - 1) / 2 + b."""
-    ends = [species.index_select(0, atoms) for atoms in graph.edge_index]
-    a, b = torch.minimum(*ends), torch.maximum(*ends)
-    pairs = tuple((a, b) for a in range(n_species) for b in range(a, n_species))
-    return Pairs(pairs, a * (2 * n_species - a - 1) // 2 + b)
+    return _Present(tuple(pairs), number.to(device))
 
 
 class PairRadialNetwork(nn.Module):

@@ -13,8 +13,8 @@ from ase_equinn.irreps import Irreps
 from ase_equinn.models.mace import MACE
 from ase_equinn.models.nequip import NequIP
 from ase_equinn.models.schnet import SchNet
-from ase_equinn.nn import Linear
-from ase_equinn.nn_radial import RadialOptions, _all_pairs, find_pairs
+from ase_equinn.nn import Linear, SpeciesIndex
+from ase_equinn.nn_radial import RadialOptions, find_pairs
 from ase_equinn.potential import Potential
 from ase_equinn.terms.zbl import ZBL
 
@@ -51,9 +51,9 @@ def ordinary(potential, atoms):
     return derivatives(potential, graphs, positions, vectors=vectors)
 
 
-def filled(potential, atoms, capacity=None):
+def filled(potential, atoms):
     graphs, _, vectors = arguments(potential, atoms)
-    buffers = Buffers(graphs, potential.cutoffs, capacity or capacity_for(size_of(graphs)), 8)
+    buffers = Buffers(graphs, potential.cutoffs, capacity_for(size_of(graphs)))
     buffers.fill(graphs, vectors)
     return buffers
 
@@ -94,9 +94,14 @@ def test_padded_graphs_are_graphs(potential):
 
 
 def test_buffers_are_used_again_by_other_structures(potential):
-    buffers = filled(potential, structure(repeat=2))
-    for atoms in (structure(1), structure(2, repeat=2)):
+    buffers = filled(potential, structure())
+    other = structure()
+    other.numbers[0] = 14
+    assert not any(buffers.fit(arguments(potential, atoms)[0]) for atoms in (other, structure(repeat=2)))
+    for seed in (1, 2):
+        atoms = structure(seed)
         graphs, _, vectors = arguments(potential, atoms)
+        assert buffers.fit(graphs)
         buffers.fill(graphs, vectors)
         found = derivatives(potential, buffers.graphs, buffers.positions, vectors=buffers.vectors)
         assert_same(found, ordinary(potential, atoms), len(atoms))
@@ -124,7 +129,7 @@ class Recorded(Replay):
 
 
 def test_replays_along_a_path(potential):
-    """The first evaluations are ordinary, then one recording serves all structures of about this size."""
+    """The first evaluations are ordinary, then one recording serves as long as the atoms are the same."""
     replay = Recorded(potential)
     for step in range(6):
         atoms = structure(step)
@@ -134,6 +139,10 @@ def test_replays_along_a_path(potential):
     for step in range(4):
         assert_same(replay(*arguments(potential, larger)), ordinary(potential, larger), len(larger))
     assert replay.n_recordings == 2 and replay.problem == ""
+    larger.numbers = larger.numbers[::-1]
+    for step in range(4):
+        assert_same(replay(*arguments(potential, larger)), ordinary(potential, larger), len(larger))
+    assert replay.n_recordings == 3 and replay.problem == ""
     energies = replay(*arguments(potential, larger), gradient=False)
     torch.testing.assert_close(energies.node_energy, ordinary(potential, larger).node_energy, rtol=1e-12, atol=1e-12)
 
@@ -168,8 +177,10 @@ def test_what_is_not_recorded(potential, monkeypatch):
     assert replay.n_recordings == 0 and replay.problem == ""
 
 
-def test_linear_maps_by_species_without_counting_atoms():
-    """On CUDA the maps of all species are added up under masks: the same numbers."""
+@pytest.mark.parametrize("most", [0, 2**26])
+def test_linear_maps_by_species_without_counting_atoms(most, monkeypatch):
+    """On CUDA matrices are gathered, or the maps of all species are added up under masks: the same numbers."""
+    monkeypatch.setattr("ase_equinn.nn._GATHERED", most)
     torch.manual_seed(0)
     linear = Linear(Irreps("3x0e+2x1o"), Irreps("4x0e+2x1o"), 3)
     x, species = [torch.randn(7, 1, 3), torch.randn(7, 3, 2)], torch.tensor([2, 0, 0, 1, 2, 2, 0])
@@ -179,11 +190,21 @@ def test_linear_maps_by_species_without_counting_atoms():
         torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-6)
 
 
-def test_tables_of_all_pairs_of_species(potential):
-    """On CUDA all pairs have a table: each edge gets that of its two elements."""
+def test_what_elements_are_present_is_asked_once(monkeypatch):
+    """While the numbers are the same tensor with the same values: a recording must not wait for the device."""
     graph, _ = graph_and_vectors(structure(), 4.0)
-    species = torch.tensor([0, 2, 3, 2, 0, 1, 3, 3])
-    present = find_pairs(RadialOptions(transform="agnesi"), graph, species, 4)
-    pairs = _all_pairs(graph, species, 4)
-    assert len(set(pairs.species)) == 10
-    assert [pairs.species[k] for k in pairs.edge] == [present.species[k] for k in present.edge]
+    options, index = RadialOptions(transform="agnesi"), SpeciesIndex((1, 8, 14))
+    first = find_pairs(options, graph, index(graph.numbers), (1, 8, 14))
+    assert set(first.species) == {(1, 1), (1, 2), (2, 2)}
+    ends = index(graph.numbers)[graph.edge_index].sort(0).values.T.tolist()
+    assert [first.species[k] for k in first.edge] == [tuple(pair) for pair in ends]
+    with monkeypatch.context() as context:
+        context.setattr(torch, "unique", None)
+        again = find_pairs(options, graph, index(graph.numbers), (1, 8, 14))
+    assert again.species == first.species and torch.equal(again.edge, first.edge)
+    graph.numbers[0] = 1
+    assert len(find_pairs(options, graph, index(graph.numbers), (1, 8, 14)).species) == 6
+    assert len(find_pairs(options, graph, graph.numbers // 7, (7, 8, 14)).species) == 6
+    with torch.inference_mode():
+        numbers = graph.numbers.clone()
+        assert len(find_pairs(options, graph._replace(numbers=numbers), index(numbers), (1, 8, 14)).species) == 6

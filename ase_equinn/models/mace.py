@@ -200,7 +200,7 @@ class MACE(nn.Module):
         """Of each layer the invariant features (n_atoms, n_channels)."""
         species = self.index(graph.numbers)
         lengths, sh = vectors.norm(dim=1), spherical_harmonics(self.lmax, vectors)
-        pairs = find_pairs(self.radial, graph, species, len(self.species))
+        pairs = find_pairs(self.radial, graph, species, self.species)
         x, out = [self.embedding[:, None]], []
         for k, (interaction, layer) in enumerate(zip(self.interactions, self.products)):
             messages, bypass = interaction(x, (lengths, sh, pairs, k == 0), graph, species)
