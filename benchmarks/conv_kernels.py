@@ -3,9 +3,9 @@
     python benchmarks/conv_kernels.py              # geometry from vectors, what inference runs
     python benchmarks/conv_kernels.py --lengths    # from lengths and harmonics, what training's first derivative runs
 
-GFLOP/s count, per edge and channel, what the formulas of ops/conv_kernels.py take: interpolation of every weight (twice in
-the backward: value and slope), products with the non-zero elements of M and with w; whatever a kernel saves by doing it
-in another way shows as a higher rate. The share is that of a 384^3 matrix product measured in the same run.
+GFLOP/s count, per edge and channel, what the plain formulas take: six terms a weight (twice in the backward: value and
+slope), products with the non-zero elements of the paths' matrices M and with w; whatever a kernel saves by doing it in
+another way shows as a higher rate. The share is that of a 384^3 matrix product measured in the same run.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from ase.build import bulk
 
 from ase_equinn.angular import spherical_harmonics
-from ase_equinn.graph import edge_vectors, from_atoms
+from ase_equinn.graph import Graph, edge_vectors, from_atoms
 from ase_equinn.irreps import Irreps
 from ase_equinn.ops.conv_kernels import ConvKernel
 from ase_equinn.ops.conv_variants import Variant, entries
@@ -57,9 +57,9 @@ def operations(paths: ConvPaths, backward: bool, x_gradient: bool) -> int:
     return total
 
 
-def arguments_of(kernel: ConvKernel, paths: ConvPaths, variant: Variant, graph, vectors, of_species: bool) -> list[torch.Tensor]:
+def arguments_of(kernel: ConvKernel, graph: Graph, vectors: torch.Tensor, of_species: bool) -> list[torch.Tensor]:
     """The tensors behind a kernel's pointers, in their order."""
-    n = len(graph.numbers)
+    paths, variant, n = kernel.paths, kernel.variant, len(graph.numbers)
     x = [torch.randn(1 if of_species else n, 2 * l + 1, mul) for mul, l, _ in paths.irreps_in]
     out = [torch.randn(n, 2 * l + 1, mul) for mul, l, _ in paths.irreps_out]
     table = torch.randn(KNOTS, 3, paths.n_weights)
@@ -80,7 +80,7 @@ def seconds(paths: ConvPaths, variant: Variant, graph, vectors, of_species: bool
     kernel = ConvKernel(paths, variant, 32, vector_bytes() // 4)
     function = compile_function(variant.name, kernel.source(), kernel.n_pointers, kernel.n_integers)
     compiled = time.perf_counter() - start
-    tensors = arguments_of(kernel, paths, variant, graph, vectors, of_species)
+    tensors = arguments_of(kernel, graph, vectors, of_species)
     spacing = struct.unpack("<q", struct.pack("<d", (KNOTS - 1) / CUTOFF))[0]
     values = [tensor.data_ptr() for tensor in tensors]
     values += [0, len(graph.numbers), len(vectors), KNOTS - 1, spacing]
@@ -122,8 +122,8 @@ def main() -> None:
             rate = operations(paths, backward, variant.x_gradient) * len(vectors) / best / 1e9
             kind, per_atom = "backward" if backward else "forward", 1e6 * best / len(atoms)
             print(
-                f"{name:17s} {kind:8s} {1e3 * best:7.3f} ms {per_atom:7.2f} us/atom {rate:6.1f} GFLOP/s {rate / peak:5.0%}"
-                f"   compiled in {compiled:.1f} s",
+                f"{name:17s} {kind:8s} {1e3 * best:7.3f} ms {per_atom:7.2f} us/atom {rate:6.1f} GFLOP/s"
+                f" {rate / peak:5.0%}   compiled in {compiled:.1f} s",
                 flush=True,
             )
 

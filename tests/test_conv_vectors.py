@@ -1,4 +1,4 @@
-"""The convolution kernels that take edge vectors: values and gradients against autograd through harmonics and reference."""
+"""Convolution kernels that take edge vectors: values and gradients against autograd through harmonics and reference."""
 
 import struct
 
@@ -59,9 +59,9 @@ def assert_equal(ours, target, tolerance):
         assert (a.double() - b).abs().max() <= tolerance * b.abs().max()
 
 
-CASES = CASES | {
+CASES = {name: CASES[name] for name in ("first layer", "different multiplicities", "odd parity")} | {
     "no directions": ("19x0e", 0, "1x0e"),
-    "inputs to l = 2": ("21x0e+18x1o+3x2e", 3, "1x0e+1x1o+1x2e+1x3o"),
+    "inputs to l = 2": ("16x0e+18x1o+3x2e", 2, "1x0e+1x1o+1x2e"),
     "to l = 8": ("2x0e", 8, "1x0e+1x4e+1x7o+1x8e"),
 }
 
@@ -71,7 +71,7 @@ CASES = CASES | {
 def test_equals_autograd_through_harmonics_and_reference(case, tables, dtype):
     paths, graph, vectors, x, table = setup(*CASES[case], tables=tables)
     out, g, dvectors, dx = expected(paths, graph, vectors, x, table)
-    tolerance = 1e-13 if dtype == torch.float64 else 1e-5  # 500 and 100 roundings of sums of hundreds of terms
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-5  # sums of hundreds of terms: some 500 and 100 roundings
     table = table._replace(values=table.values.to(dtype))
     columns = list(vectors.T.to(dtype).contiguous())
     inputs = [*columns, table.values, *(block.to(dtype) for block in x)]

@@ -2,10 +2,11 @@
 
 With t[m1] = w x_j[m1] every path is, per edge and channel,
 
-    s[k] += row t[m1]  for each of its `products` (k, m1, row),       A_i[m3] = sum of c s[k] over `sums`, once per centre
+    s[k] += row t[m1]               for each of its `products` (k, m1, row)
+    A_i[m3] = sum of c s[k]         over its `sums`, once per centre
 
-where a row is a number of the edge, a combination of its Y_m. Either k = m3 and row = M[m3, m1] = sum_m C Y_m; or k stands
-for a pair (m1, m) and row = Y_m, and the coupling waits for the centre. The second takes fewer products where l_sh < l_out.
+where a row is a number of the edge, a combination of its Y_m. Either k = m3 and row = M[m3, m1] = sum_m C Y_m; or k
+stands for a pair (m1, m) and row = Y_m, and the coupling waits for the centre: fewer products where l_sh < l_out.
 """
 
 from __future__ import annotations
@@ -60,4 +61,5 @@ def _form(paths: ConvPaths, path: Path, matrix: list, constant: bool) -> Form:
     if len(pairs) >= len(matrix):
         return Form([Product(entry.m3, entry.m1, tuple(entry.terms)) for entry in matrix], None, dim_out)
     ordered = sorted(pairs)
-    return Form([Product(k, m1, ((m, 1.0),)) for k, (m1, m) in enumerate(ordered)], [pairs[p] for p in ordered], dim_out)
+    products = [Product(k, m1, ((m, 1.0),)) for k, (m1, m) in enumerate(ordered)]
+    return Form(products, [pairs[pair] for pair in ordered], dim_out)

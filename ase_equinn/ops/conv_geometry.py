@@ -1,7 +1,7 @@
 """IR of what a convolution kernel knows about a block of edges before and after it meets channels, edges in vectors.
 
-Before: knot, Hermite functions with derivatives, and the rows of the paths' forms. After: gradients with respect to r and Y,
-or to the edges' vectors. All of it stands in the scratch: rows of BLOCK numbers, one per edge of the block.
+Before: knot, Hermite functions with derivatives, and the rows of the paths' forms. After: gradients with respect to r
+and Y, or to the edges' vectors. All of it stands in the scratch: rows of BLOCK numbers, one per edge of the block.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .conv_harmonics import direction, harmonics, harmonics_gradient
 from .conv_variants import Variant
 from .emitter import Dual, Emitter
 from .lanes import sums_of, transpose
-from .paths import ConvPaths, Path
+from .paths import Path
 from .radial_table import HERMITE
 
 BLOCK = 32  # edges of one centre handled together; a multiple of the lanes of every CPU
@@ -25,7 +25,8 @@ class EdgeBlock:
     Args:
         e: the kernel's emitter.
         pointers: by name, as ConvKernel lists them.
-        paths, forms: the path table and how each path is multiplied out.
+        lmax: of Y.
+        forms: how each path is multiplied out.
         variant: of the kernel.
         constants: E, the last interval of a table (int64) and 1 / (knot distance).
 
@@ -33,8 +34,8 @@ class EdgeBlock:
         n_rows: of the scratch.
     """
 
-    def __init__(self, e: Emitter, pointers: dict, paths: ConvPaths, forms: dict[Path, Form], variant: Variant, constants):
-        self.e, self.p, self.lmax, self.variant = e, pointers, paths.lmax, variant
+    def __init__(self, e: Emitter, pointers: dict, lmax: int, forms: dict[Path, Form], variant: Variant, constants):
+        self.e, self.p, self.lmax, self.variant = e, pointers, lmax, variant
         self.n_edges, self.last_interval, self.inverse = constants
         self.scratch = pointers["scratch"][0]
         self.rows: list[Row] = list(dict.fromkeys(row for form in forms.values() for row in form.rows))
@@ -148,10 +149,10 @@ class EdgeBlock:
     # after the channels
 
     def keep_sums(self, k, slope, dy: dict) -> None:
-        """Adds up over lanes, and keeps for edge k: dr in units of the knot distance (parts in a full vector), dY_m by m."""
+        """Adds up over lanes, and keeps for edge k: dr in units of the knot distance, and dY_m by m, from full vectors."""
         e, parts = self.e, [slope, *(dy[m] for m in self.degrees)]
         size = self._group_rows()
-        self._lanes = []
+        self._lanes = []  # where each part stands among an edge's sums
         for group in range(0, len(parts), e.lanes):
             total, lanes = sums_of(e, parts[group : group + e.lanes])
             self._lanes += [group + lane for lane in lanes]
@@ -164,8 +165,9 @@ class EdgeBlock:
         """dr and dY_m of a vector of edges."""
         e, size, columns = self.e, self._group_rows(), []
         for group in range(0, size, e.lanes):
-            indices = [e.add(e.times(e.add(k, lane), size), BLOCK * self._bases["sums"] + group) for lane in range(e.lanes)]
-            columns += transpose(e, [e.load(self.scratch, index, e.lanes) for index in indices])
+            first = e.add(e.times(k, size), BLOCK * self._bases["sums"] + group)
+            rows = [e.load(self.scratch, e.add(first, size * lane), e.lanes) for lane in range(e.lanes)]
+            columns += transpose(e, rows)
         ordered = [columns[lane] for lane in self._lanes]
         return ordered[0], dict(zip(self.degrees, ordered[1:]))
 

@@ -1,4 +1,4 @@
-"""IR of spherical harmonics and their gradient, for a vector of edges at a time; the values of angular.spherical_harmonics.
+"""IR of spherical harmonics and their gradient, a vector of edges at a time: what angular.spherical_harmonics gives.
 
     Y_0 = 1,  Y_1 = sqrt(3) u,  Y_{l+1} = C_l (Y_l (x) u),  C_l the coupling l x 1 -> l+1
 """
@@ -19,12 +19,12 @@ def _step(l: int) -> list[tuple[int, int, int, float]]:
     """Non-zero elements (m of Y_{l+1}, m of Y_l, axis, coefficient) of C_l, scaled to sqrt(2l+3) on the polar axis."""
     coupling = clebsch_gordan(l, 1, l + 1)
     coupling = coupling * (sqrt((2 * l + 3) / (2 * l + 1)) / coupling[l, 1, l + 1])
-    return [(m3, m, axis, coupling[m, axis, m3]) for m3, m, axis in np.ndindex(2 * l + 3, 2 * l + 1, 3)
-            if abs(coupling[m, axis, m3]) > 1e-12]  # fmt: skip
+    places = np.ndindex(2 * l + 3, 2 * l + 1, 3)
+    return [(m3, m, axis, coupling[m, axis, m3]) for m3, m, axis in places if abs(coupling[m, axis, m3]) > 1e-12]
 
 
 def direction(e: Emitter, vector: list, width: int) -> tuple:
-    """(unit vector, length, 1 / length) of vectors given by components; 1 / length = 0 and so u = 0 where the length is 0."""
+    """(unit vector, length, 1 / length) of vectors given by components; length 0 gives 1 / length = 0 and so u = 0."""
     squares = None
     for component in vector:
         squares = e.fma(component, component, squares)

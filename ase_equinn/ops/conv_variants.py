@@ -1,4 +1,4 @@
-"""What a convolution kernel is generated from: the non-zero elements of a path table's matrices, and the variant wanted."""
+"""What a convolution kernel is generated from: the non-zero elements of the paths' matrices, and the variant wanted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .paths import ConvPaths, Path
 
 
 class Entry(NamedTuple):
-    """Element (m3, m1) of a path's matrix M = sum of coefficient * Y_m over `terms`; `row` of the scratch holds it."""
+    """Element (m3, m1) of a path's matrix M = sum of coefficient * Y_m over `terms`; `row` counts through all paths."""
 
     m3: int
     m1: int
@@ -49,7 +49,8 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "_".join(["backward" if self.backward else "forward", *(f for f in self._fields[1:] if getattr(self, f))])
+        flags = (field for field in self._fields[1:] if getattr(self, field))
+        return "_".join(["backward" if self.backward else "forward", *flags])
 
     def check(self) -> None:
         """Raises:

@@ -24,8 +24,8 @@ def widen(e: Emitter, value, width: int):
 def sums_of(e: Emitter, vectors: list) -> tuple[object, list[int]]:
     """The sums over the lanes of up to `lanes` vectors, and which lane of the result holds which of them.
 
-    Two vectors of partial sums become one with half as many of each, which takes three instructions; so a full set of
-    them takes less than three a sum. Halves are taken over blocks of lanes; blocks are kept where one instruction moves them.
+    Two vectors of partial sums become one with half as many of each, which takes three instructions: less than three a
+    sum for a full set. Halves are taken of blocks of lanes, and stand where a single instruction can bring them.
     """
     n, in_one = e.lanes, 16 // e.bytes  # lanes that cheap instructions mix: those of 128 bits
     owners = [[k] * n for k in range(len(vectors))]
