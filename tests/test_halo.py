@@ -53,7 +53,9 @@ def unfolded(atoms, distance: float):
     return torch.from_numpy(places[keep]), torch.from_numpy(owner[keep])
 
 
-@pytest.mark.parametrize("names", [("nequip",), ("mace",), ("schnet",), ("nequip", "zbl"), ("tfn", "zbl")], ids="+".join)
+@pytest.mark.parametrize(
+    "names", [("nequip",), ("mace",), ("schnet",), ("nequip", "zbl"), ("tfn", "zbl")], ids="+".join
+)
 @pytest.mark.parametrize("size", [100, 1])
 @pytest.mark.parametrize("evaluator", [InTorch, Programs])
 def test_pieces_add_up_to_the_periodic_structure(names, size, evaluator):
@@ -91,6 +93,17 @@ def test_programs_leave_out_what_the_core_does_not_depend_on(name):
         assert torch.equal(one, other)
 
 
+@pytest.mark.gpu
+def test_pieces_on_cuda_equal_those_on_the_cpu():
+    potential, atoms = make("nequip", "zbl"), crystal()
+    positions, owner = unfolded(atoms, reach(potential))
+    numbers = torch.from_numpy(atoms.numbers)[owner]
+    expected = Pieces(InTorch(potential), size=5).evaluate(positions, numbers, len(atoms), owner)
+    found = Pieces(InTorch(potential.cuda()), size=5).evaluate(positions, numbers, len(atoms), owner)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_a_shorter_halo_is_wrong():
     """What the oracle above is worth: with neighbours only the energies differ visibly."""
     potential, atoms = make("nequip"), crystal()
@@ -98,7 +111,9 @@ def test_a_shorter_halo_is_wrong():
     totals = []
     for distance in (reach(potential), 2.0):
         positions, owner = unfolded(atoms, distance)
-        totals.append(Pieces(InTorch(potential)).evaluate(positions, wanted[owner], len(atoms), owner).node_energy.sum())
+        totals.append(
+            Pieces(InTorch(potential)).evaluate(positions, wanted[owner], len(atoms), owner).node_energy.sum()
+        )
     assert abs(totals[0] - totals[1]) > 1e-6
 
 

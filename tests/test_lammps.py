@@ -60,6 +60,7 @@ CASES = {  # structure, potential, boundary, commands after the potential
     "deform": (crystal(2), "nequip", [*HOT, "fix box all deform 1 x scale 1.1 xy delta 1.5 remap v", "run 25", *DONE]),
     "slab": (slab(), "nequip", [*HOT, "run 20"]),
     "cluster": (cluster(), "nequip", [*HOT, "run 10"]),
+    "tiled": (crystal(2), "nequip", ["comm_style tiled", "balance 1.0 rcb", *HOT, "run 10"]),
     "tiny": (crystal(1)[:2], "nequip", [*HOT[:2], "run 0"]),
     "minimized": (crystal(1), "nequip", ["minimize 0 1e-4 10 40"]),
 }
@@ -74,7 +75,9 @@ def data_file(path: Path, atoms: Atoms) -> list[str]:
 
 def start(command: list[str], n_ranks: int, timeout: float = TIMEOUT, **kwargs) -> subprocess.CompletedProcess:
     variables = {**environment(n_ranks), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
+    return subprocess.run(
+        command, env=variables, capture_output=True, text=True, timeout=timeout, check=False, **kwargs
+    )
 
 
 def run_cases(folder: Path, cases: dict, n_ranks: int) -> dict[str, dict]:
@@ -94,7 +97,9 @@ def runs(request, potentials, tmp_path_factory) -> tuple[int, dict]:
         if name in ("slab", "cluster"):
             before.insert(2, "processors 1 1 *")
         piece = 10 if name == "many_body" else 1000
-        cases[name] = dict(before=before, after=after, potential=str(potentials[potential]), piece=piece, dtype="float64")
+        cases[name] = dict(
+            before=before, after=after, potential=str(potentials[potential]), piece=piece, dtype="float64"
+        )
     if request.param == 1:
         read = cases["hot"]["before"]
         cases |= {name: {**cases["hot"], **case, "refused": True} for name, case in refused(read).items()}
@@ -142,7 +147,7 @@ def restarted(case: dict, folder: Path) -> dict[str, dict]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_lammps_equals_the_calculator_at_its_own_positions(runs, potentials, name):
-    n_ranks, found = runs[0], runs[1][name]
+    found = runs[1][name]
     numbers = np.array([0, 8, 14])[found["types"]]
     atoms = Atoms(numbers, found["positions"], cell=found["cell"], pbc=found["pbc"])
     atoms.calc = EquiCalculator(potentials[CASES[name][1]], dtype="float64", device="cpu")
@@ -190,7 +195,7 @@ def test_a_restart_file_continues_the_run(runs):
 
 
 def test_evaluate_takes_any_cell(potentials):
-    """ASE's frame against LAMMPS's: rotated, left-handed, with atoms outside of the cell, a wire, a slab, a molecule."""
+    """ASE's frame against LAMMPS's: rotated, left-handed, atoms outside of the cell, a wire, a slab, a molecule."""
     frames = []
     for pbc in (True, (True, False, True), (False, True, False), False):
         atoms = crystal()
@@ -229,7 +234,9 @@ def equinn(folder: Path, script: str, potential, n_ranks: int = 2) -> subprocess
     code = "from ase_equinn.cli import main; main()"
     command = [sys.executable, "-c", code, "lammps", "in.lmp", "--potential", str(potential), "-n", str(n_ranks)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_fault_on_one_rank_ends_all_with_its_message(potentials, tmp_path):
@@ -238,7 +245,9 @@ def test_a_fault_on_one_rank_ends_all_with_its_message(potentials, tmp_path):
     out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert "Potential: types 1 = Si; atoms see 6 A far; torch.float32" in out
-    assert re.search(r"^error: atoms \d+ and \d+ are 0 A apart, less than 0.0001 A \(rank 1 of 2, step 0\)$", err, re.MULTILINE)
+    assert re.search(
+        r"^error: atoms \d+ and \d+ are 0 A apart, less than 0.0001 A \(rank 1 of 2, step 0\)$", err, re.MULTILINE
+    )
 
 
 def test_positions_that_are_not_numbers_end_the_run(potentials, tmp_path):
@@ -250,7 +259,9 @@ def test_positions_that_are_not_numbers_end_the_run(potentials, tmp_path):
 
 
 def test_a_killed_rank_ends_the_run_and_leaves_its_files_whole(potentials, tmp_path):
-    script = "pair_style equinn\nrestart 5 a.restart b.restart\ndump d all custom 5 d.lammpstrj id type x y z\nrun 100000"
+    script = (
+        "pair_style equinn\nrestart 5 a.restart b.restart\ndump d all custom 5 d.lammpstrj id type x y z\nrun 100000"
+    )
     process = equinn(tmp_path, script, potentials["nequip"])
     wait_for(tmp_path / "b.restart", process)
     os.kill(ranks_of(process.pid)[1], signal.SIGKILL)

