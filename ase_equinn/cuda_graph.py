@@ -51,7 +51,7 @@ def capacity_for(size: Capacity) -> Capacity:
 
 
 class Buffers:
-    """Graphs of constant size, and their vectors, that structures are written into.
+    """Edges of structures with the same atoms, and the graphs of constant size that these give.
 
     Args:
         like: the graphs of a structure: all that are written must have its atomic numbers, as models may record what
@@ -63,20 +63,21 @@ class Buffers:
     def __init__(self, like: tuple[Graph, ...], cutoffs: tuple[float, ...], capacity: Capacity):
         self.capacity, self.cutoffs, device = capacity, cutoffs, like[0].numbers.device
         self.n_atoms, n = len(like[0].numbers), capacity.atoms
-        numbers = torch.cat([like[0].numbers, like[0].numbers[:1].expand(n - self.n_atoms)])
+        self.n_ghosts = n - self.n_atoms
+        numbers = torch.cat([like[0].numbers, like[0].numbers[:1].expand(self.n_ghosts)])
         batch = (torch.arange(n, device=device) >= self.n_atoms).long()
         cell = torch.zeros(2, 3, 3, dtype=torch.float64, device=device)
         pbc = torch.zeros(2, 3, dtype=torch.bool, device=device)
-        self.graphs = tuple(
+        self.graphs = [
             Graph(
                 numbers=numbers, cell=cell, pbc=pbc, batch=batch, n_graphs=2,
                 edge_index=torch.zeros(2, edges, dtype=torch.int64, device=device),
                 shift=torch.zeros(edges, 3, dtype=torch.int32, device=device),
-                row_ptr=torch.zeros(n + 1, dtype=torch.int64, device=device),
+                row_ptr=torch.zeros(self.n_atoms + 1, dtype=torch.int64, device=device),
             )
             for edges in capacity.edges
-        )  # fmt: skip
-        self.vectors = tuple(torch.zeros(edges, 3, dtype=torch.float64, device=device) for edges in capacity.edges)
+        ]  # fmt: skip
+        self.vectors = [torch.zeros(edges, 3, dtype=torch.float64, device=device) for edges in capacity.edges]
         self.positions = torch.zeros(n, 3, dtype=torch.float64, device=device)
 
     def fit(self, graphs: tuple[Graph, ...]) -> bool:
@@ -85,26 +86,33 @@ class Buffers:
         return self.capacity.fits(size_of(graphs)) and torch.equal(numbers, own[: self.n_atoms])
 
     def fill(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> None:
-        """Writes a structure that fits, and the ghosts' edges behind its own. Nothing waits for the device."""
+        """Writes a structure that fits. What else is in the buffers may stay: `padded` does not look at it."""
         own = self.graphs[0]
         own.cell[0], own.pbc[0] = graphs[0].cell[0], graphs[0].pbc[0]
-        for graph, padded, exact, room, cutoff in zip(graphs, self.graphs, vectors, self.vectors, self.cutoffs):
-            _fill_edges(graph, padded, exact, room, cutoff)
+        for graph, room, exact, place in zip(graphs, self.graphs, vectors, self.vectors):
+            room.edge_index[:, : len(exact)] = graph.edge_index
+            room.row_ptr[:] = graph.row_ptr
+            place[: len(exact)] = exact
 
+    def padded(self) -> tuple[tuple[Graph, ...], tuple[Tensor, ...]]:
+        """The graphs and their vectors, with ghosts: new tensors, from what is in the buffers when they are computed.
 
-def _fill_edges(graph: Graph, padded: Graph, vectors: Tensor, room: Tensor, cutoff: float) -> None:
-    n, n_edges = len(graph.numbers), len(vectors)
-    n_ghosts, n_missing = len(padded.numbers) - n, len(room) - n_edges
-    device = room.device
-    # edge k of those missing belongs to ghost k * n_ghosts // n_missing: equally many to each
-    ghosts = torch.arange(n_ghosts + 1, device=device)
-    padded.row_ptr[: n + 1] = graph.row_ptr
-    padded.row_ptr[n:] = n_edges + (ghosts * n_missing + n_ghosts - 1) // n_ghosts
-    padded.edge_index[:, :n_edges] = graph.edge_index
-    padded.edge_index[:, n_edges:] = n + torch.arange(n_missing, device=device) * n_ghosts // n_missing
-    padded.shift[:n_edges], padded.shift[n_edges:] = graph.shift, 0
-    room[:n_edges], room[n_edges:] = vectors, 0.0
-    room[n_edges:, 0] = cutoff
+        Nothing waits for the device, to be recorded. All shifts are zero: the vectors hold them.
+        """
+        found = [self._padded(*parts) for parts in zip(self.graphs, self.vectors, self.cutoffs)]
+        return tuple(graph for graph, _ in found), tuple(vectors for _, vectors in found)
+
+    def _padded(self, graph: Graph, vectors: Tensor, cutoff: float) -> tuple[Graph, Tensor]:
+        n_edges, device = graph.row_ptr[self.n_atoms :], vectors.device
+        missing = len(vectors) - n_edges
+        # edge k of those missing belongs to ghost k * n_ghosts // missing: about equally many to each
+        k = torch.arange(len(vectors), device=device) - n_edges
+        edge_index = torch.where(k >= 0, self.n_atoms + k * self.n_ghosts // missing, graph.edge_index)
+        ends = (torch.arange(1, self.n_ghosts + 1, device=device) * missing + self.n_ghosts - 1) // self.n_ghosts
+        row_ptr = torch.cat([graph.row_ptr, n_edges + ends])
+        axis = (torch.arange(3, device=device) == 0).to(vectors.dtype)
+        vectors = torch.where(k[:, None] >= 0, cutoff * axis, vectors)
+        return graph._replace(edge_index=edge_index, row_ptr=row_ptr), vectors
 
 
 class Replay:
@@ -162,11 +170,12 @@ class Replay:
         return self._waited > _AFTER
 
     def _evaluate(self) -> Energies:
-        """What is recorded: the structure in the buffers."""
-        buffers = self._buffers
-        # A new tensor of edges: what operators keep for an older one is not valid in every replay.
-        graphs = tuple(graph._replace(edge_index=graph.edge_index.clone()) for graph in buffers.graphs)
-        found = derivatives(self.potential, graphs, buffers.positions, vectors=buffers.vectors)
+        """What is recorded, from the structure in the buffers.
+
+        Edges are new tensors: what an operator keeps for older ones would not be valid in every replay.
+        """
+        graphs, vectors = self._buffers.padded()
+        found = derivatives(self.potential, graphs, self._buffers.positions, vectors=vectors)
         return Energies(found.node_energy, found.forces, found.node_virial)
 
     def _record(self) -> Callable[[], Energies]:
