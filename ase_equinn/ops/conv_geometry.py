@@ -149,7 +149,7 @@ class EdgeBlock:
     # after the channels
 
     def keep_sums(self, k, slope, dy: dict) -> None:
-        """Adds up over lanes, and keeps for edge k: dr in units of the knot distance, and dY_m by m, from full vectors."""
+        """Adds up over lanes, and keeps for edge k: dr in units of the knot distance, and dY_m by m."""
         e, parts = self.e, [slope, *(dy[m] for m in self.degrees)]
         size = self._group_rows()
         self._lanes = []  # where each part stands among an edge's sums

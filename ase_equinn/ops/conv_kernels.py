@@ -1,7 +1,7 @@
 """IR of the fused convolution: forward, backward, and the derivatives of both, from one path table.
 
-With the weight w(r) interpolated in a table T, per edge (i, j), path and channel, the products (k, m1, row) of the path's
-form (conv_forms) and G[k] = sum of c g_i[m3] over its sums,
+With the weight w(r) interpolated in a table T, per edge (i, j), path and channel, the products (k, m1, row) of the
+path's form (conv_forms) and G[k] = sum of c g_i[m3] over its sums,
 
     t[m1] = w x_j[m1]                 s[k] += row t[m1]              A_i[m3] += c s[k]        (forward)
     u[m1] = sum of row G[k]           dx_j[m1] += w u[m1]            drow += t[m1] G[k]

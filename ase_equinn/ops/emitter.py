@@ -289,8 +289,11 @@ class Emitter:
     def _part(self, vector, start: int, width: int) -> ir.Value:
         if width == 1:
             return self.b.extract_element(vector, ir.Constant(I32, start))
-        mask = ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
-        return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+        return self.shuffle(vector, ir.Constant(vector.type, ir.Undefined), list(range(start, start + width)))
+
+    def shuffle(self, a, b, lanes: list[int]) -> ir.Value:
+        """The named lanes of the vector a followed by b."""
+        return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
     def _intrinsic(self, name: str, *values) -> ir.Value:
         kind = values[0].type

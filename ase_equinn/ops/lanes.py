@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from llvmlite import ir
-
-from .emitter import I32, Emitter
-
-
-def _pick(e: Emitter, a, b, lanes: list[int]):
-    """Lanes of the vector a followed by b."""
-    return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+from .emitter import Emitter
 
 
 def widen(e: Emitter, value, width: int):
@@ -17,8 +10,8 @@ def widen(e: Emitter, value, width: int):
     if width == e.lanes:
         return value
     if width == 1:
-        return e.b.insert_element(e.const(0, e.lanes), value, ir.Constant(I32, 0))
-    return _pick(e, value, e.const(0, width), [min(lane, width) for lane in range(e.lanes)])
+        return e.b.insert_element(e.const(0, e.lanes), value, e.int(0))
+    return e.shuffle(value, e.const(0, width), [min(lane, width) for lane in range(e.lanes)])
 
 
 def sums_of(e: Emitter, vectors: list) -> tuple[object, list[int]]:
@@ -42,7 +35,7 @@ def sums_of(e: Emitter, vectors: list) -> tuple[object, list[int]]:
         for k in range(0, len(vectors), 2):
             other = k + 1 if k + 1 < len(vectors) else k
             a, b = vectors[k], vectors[other]
-            merged.append(e.b.fadd(_pick(e, a, b, low), _pick(e, a, b, high)))
+            merged.append(e.b.fadd(e.shuffle(a, b, low), e.shuffle(a, b, high)))
             owned.append([(owners[k] + owners[other])[lane] for lane in low])
         vectors, owners, block = merged, owned, half
     return vectors[0], [owners[0].index(k) for k in sorted(set(owners[0]))]
@@ -58,6 +51,6 @@ def transpose(e: Emitter, vectors: list) -> list:
         for k in range(n):
             if not k & block:
                 a, b = out[k], out[k + block]
-                out[k], out[k + block] = _pick(e, a, b, low), _pick(e, a, b, high)
+                out[k], out[k + block] = e.shuffle(a, b, low), e.shuffle(a, b, high)
         block //= 2
     return out
