@@ -122,6 +122,7 @@ def main():
     task = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the packages print is no answer
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `equinn train` does; for the other package too
     import torch
 
     torch.set_num_threads(task["threads"])
