@@ -382,7 +382,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Measured for each size.")] = 2.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table.", show_default=False)] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot over the sizes.", show_default=False)] = None,
-    backend: Annotated[str, typer.Option(help="Of the operators: auto, llvm, reference.")] = "auto",
+    backend: Annotated[str, typer.Option(help="Of the operators: auto, llvm, triton, reference.")] = "auto",
     device: Device = "auto",
     dtype: Precision = DType.float32,
 ):
