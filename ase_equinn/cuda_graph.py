@@ -143,8 +143,14 @@ class Replay:
 
         The next call may overwrite the result.
         """
-        if n_counted is not None or not self._may_replay(graphs):
+        if n_counted is not None:
             return self._ordinary(graphs, positions, vectors, gradient, n_counted)
+        with torch.inference_mode(False):  # buffers made in a caller's inference mode could not be written outside it
+            return self._evaluated(graphs, positions, vectors, gradient)
+
+    def _evaluated(self, graphs, positions: Tensor, vectors, gradient: bool) -> Energies:
+        if not self._may_replay(graphs):
+            return self._ordinary(graphs, positions, vectors, gradient)
         self._buffers.fill(graphs, vectors)
         if self._replay is None:
             try:

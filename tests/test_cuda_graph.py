@@ -152,6 +152,15 @@ def test_replays_along_a_path(potential):
     torch.testing.assert_close(energies.node_energy, ordinary(potential, larger).node_energy, rtol=1e-12, atol=1e-12)
 
 
+def test_inference_mode_of_the_caller(potential):
+    replay = Recorded(potential)
+    for step in range(6):
+        with torch.inference_mode(step % 2 == 0):
+            found = replay(*arguments(potential, structure(step)))
+        assert_same(found, ordinary(potential, structure(step)), 8)
+    assert replay.n_recordings == 1
+
+
 @pytest.mark.parametrize("fault", ["wrong", "nan", "broken"])
 def test_what_fails_is_evaluated_in_the_ordinary_way(potential, fault, monkeypatch, caplog):
     replay, atoms = Recorded(potential), structure()
