@@ -17,6 +17,7 @@ from . import cli_engines
 from . import cli_output as show
 from .cli_import import import_app
 from .cli_plot import plot_app
+from .cli_uncertainty import calibrate
 
 RUN, MAKE, LOOK = "Run a potential", "Make and judge a potential", "Look at what it is made of"
 EPILOG = """
@@ -43,6 +44,8 @@ EPILOG = """
 `equinn ipi ethanol.xyz --potential my_potential --socket ethanol` serves an i-PI run
 
 `equinn parity silicon structure.xyz` proves that all engines that are installed agree
+
+`equinn calibrate my_potential --train train.xyz --valid valid.xyz -o my_calibrated` adds uncertainties of forces
 
 `equinn bench silicon --sizes 64,512 --plot bench.png` measures what a step costs on this machine
 
@@ -85,6 +88,7 @@ app = typer.Typer(
 )
 app.add_typer(import_app, name="import", rich_help_panel=MAKE)
 app.add_typer(plot_app, name="plot", rich_help_panel=LOOK)
+app.command(rich_help_panel=MAKE)(calibrate)
 cli_engines.register(app)
 
 

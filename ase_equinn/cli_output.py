@@ -185,6 +185,22 @@ def errors(found: dict) -> None:
     table(f"{found['n_frames']} frames", ["", "unit", "MAE", "RMSE"], rows)
 
 
+def uncertainties(judged: dict[str, dict]) -> None:
+    """For each set what uncertainty_fit.judge says."""
+    sizes = []
+    for name, found in judged.items():
+        correlation, rms = found["rank_correlation"], [found["sigma_rms"], found["error_rms"]]
+        sizes.append([name, found["n_atoms"], correlation and round(correlation, 3), *(round(1000 * x, 1) for x in rms)])
+    columns = ["set", "atoms", "rank correlation", "predicted rms", "actual rms"]
+    table("Force errors, meV/Å", columns, sizes)
+    rows = [
+        [f"{row['sigmas']} sigma", *(f"{100 * found['coverage'][k]['fraction']:.1f} %" for found in judged.values())]
+        + [f"{100 * row['normal']:.1f} %"]
+        for k, row in enumerate(next(iter(judged.values()))["coverage"])
+    ]
+    table("Errors within", ["", *judged, "if normal"], rows)
+
+
 def relaxed(result, folder) -> None:
     """A dynamics.Relaxed."""
     state = "[green]relaxed[/]" if result.converged else "[yellow]not converged[/]"

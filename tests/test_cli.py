@@ -18,7 +18,10 @@ from typer.testing import CliRunner
 from ase_equinn.cli import app
 from ase_equinn.cli_output import explain
 
-COMMANDS = ("demo", "train", "eval", "info", "check", "bench", "import", "relax", "md", "plot", "lammps", "ipi", "parity")
+COMMANDS = (
+    "demo", "train", "eval", "info", "check", "bench", "calibrate", "import", "relax", "md", "plot", "lammps", "ipi",
+    "parity",
+)  # fmt: skip
 
 
 def equinn(*arguments, code: int = 0):
@@ -336,3 +339,21 @@ def test_installed_command_exits_2_without_traceback():
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "no_such_potential" in done.stderr
+
+
+def test_calibrate_prints_how_good_it_is_and_writes_a_potential(potential, labelled, tmp_path):
+    from ase_equinn import EquiCalculator, read_header
+
+    out, figure = tmp_path / "out", tmp_path / "reliability.png"
+    oxygen = bulk("O", "sc", a=2.5) * (2, 1, 1)
+    write(labelled, [*read(labelled, ":"), oxygen])  # a frame without labels, to train on
+    valid = tmp_path / "valid.xyz"
+    write(valid, read(labelled, ":3"))
+    arguments = "calibrate", potential, "--train", labelled, "--valid", valid, "-o", out
+    result = equinn(*arguments, "--test", valid, "--plot", figure, "--centres", 3)
+    assert re.search(r"valid .* 24 .*\n.*test .* 24 ", result.stdout) and "3 sigma" in result.stdout
+    assert "written to" in result.stdout and figure.read_bytes().startswith(b"\x89PNG")
+    assert read_header(out)["uncertainty"]["facts"]["files"]["valid"][0]["file"] == "valid.xyz"
+    assert EquiCalculator(str(out), device="cpu", guard="stop").get_property("forces_sigma", bulk("Si")).shape == (2,)
+    assert "--overwrite" in refused(*arguments)
+    assert "element 8" in refused("calibrate", potential, "--train", valid, "--valid", valid, "-o", tmp_path / "other")

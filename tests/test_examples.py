@@ -132,3 +132,12 @@ def test_pimd_ethanol(run, tmp_path):
     assert [n > 0 for n in numbers(r"client 0: (\d+) evaluations served\nclient 1: (\d+)", text)] == [True, True]
     assert 0.1 < numbers(r"kinetic energy ([\d.]+) eV", text)[0] < 1
     assert len(read(tmp_path / "pimd/pimd.pos_3.xyz", ":")) == 1
+
+
+def test_md_guarded(run, tmp_path):
+    text = run("md_guarded.py", "--repeat", 1, "--every", 8, "--steps", 1000)
+    assert numbers(r"rank correlation ([\d.]+)", text)[0] > 0.7
+    assert "UncertainForces: forces on" in text
+    assert numbers(r"volume ([\d.]+) A\^3 per atom, at the start 20", text)[0] < 18
+    assert numbers(r"uncertain by more than ([\d.]+) eV/A", text)[0] < numbers(r"largest uncertainty ([\d.]+)", text)[0]
+    assert (tmp_path / "md_guarded/uncertain.xyz").is_file()
