@@ -99,6 +99,7 @@ def evaluate_with(
             come again.
     """
     if properties is not None:
+        properties = [properties] if isinstance(properties, str) else list(properties)
         _check_properties(structures, properties, names)
     gradient = properties is None or not WITHOUT_GRADIENT.issuperset(properties)
     potential = ready.potential
@@ -109,8 +110,7 @@ def evaluate_with(
         graphs, vectors, positions = batch_graphs(part, potential, called, lists)
         sizes = [len(atoms) for atoms in part]
         for a, b, found in compute_groups(ready, graphs, vectors, positions, sizes, budget, gradient):
-            for k, result in enumerate(_split(found, part[a:b])):
-                _check(result, part[a + k], called[a + k])
+            for result in _split(found, part[a:b], called[a:b]):
                 results.append(result if properties is None else {name: result[name] for name in properties})
             done += b - a
             if report:
@@ -122,11 +122,7 @@ def batch_graphs(
     structures: Sequence[Atoms], potential: Potential, names: Sequence[str], lists=None
 ) -> tuple[list[Graph], list[torch.Tensor], torch.Tensor]:
     """One graph of all structures for each cutoff, its edge vectors, and the positions, on the potential's device."""
-    for atoms, name in zip(structures, names, strict=True):
-        try:
-            check_atoms(atoms, potential.species)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{name}: {error}") from None
+    _check_structures(structures, potential.species, names)
     sizes = [len(atoms) for atoms in structures]
     positions = torch.from_numpy(np.concatenate([atoms.positions for atoms in structures], dtype=np.float64))
     cell = torch.from_numpy(np.array([atoms.cell.array for atoms in structures], dtype=np.float64))
@@ -172,20 +168,51 @@ def _slice(graph: Graph, vectors: torch.Tensor, i: int, j: int, first: int, last
     return part, vectors[a:b]
 
 
-def _split(found: Energies, structures: Sequence[Atoms]) -> Iterator[dict]:
-    """ASE's results of each structure of a batch."""
-    ends = np.cumsum([len(atoms) for atoms in structures])
+def _split(found: Energies, structures: Sequence[Atoms], names: Sequence[str]) -> list[dict]:
+    """ASE's results of each structure of a batch.
+
+    Raises:
+        CalculationFailed: a result that is not finite, by the structure's name.
+    """
+    sizes = np.array([len(atoms) for atoms in structures])
     energies, forces, virials = (None if x is None else x.cpu().numpy() for x in found)
-    for atoms, end in zip(structures, ends, strict=True):
-        own = slice(end - len(atoms), end)
-        energy = float(energies[own].sum())
-        result = {"energy": energy, "free_energy": energy, "energies": energies[own].copy()}
-        if forces is not None:
-            result["forces"] = forces[own].copy()
-            if atoms.pbc.all():
-                stresses = full_3x3_to_voigt_6_stress(virials[own] / atoms.get_volume())
-                result |= {"stress": stresses.sum(0), "stresses": stresses}
-        yield result
+    finite = all(np.isfinite(values).all() for values in (energies, forces, virials) if values is not None)
+    if virials is not None:
+        periodic = np.array([atoms.pbc for atoms in structures]).all(1)
+        volumes = np.abs(np.linalg.det([atoms.cell.array for atoms in structures]))
+        density = np.repeat(1.0 / np.where(periodic, volumes, 1.0), sizes)
+        stresses = full_3x3_to_voigt_6_stress(virials * density[:, None, None])
+    results, end = [], 0
+    for k, (atoms, name) in enumerate(zip(structures, names, strict=True)):
+        start, end = end, end + sizes[k]
+        energy = float(energies[start:end].sum())
+        result = {"energy": energy, "free_energy": energy, "energies": energies[start:end].copy()}
+        if virials is not None:
+            result["forces"] = forces[start:end].copy()
+            if periodic[k]:
+                result |= {"stress": stresses[start:end].sum(0), "stresses": stresses[start:end].copy()}
+        if not finite:
+            _check(result, atoms, name)
+        results.append(result)
+    return results
+
+
+def _check_structures(structures: Sequence[Atoms], species: Sequence[int], names: Sequence[str]) -> None:
+    """`check_atoms` of each structure, one after the other only where something is wrong with one."""
+    numbers = set().union(*(atoms.numbers.tolist() for atoms in structures if isinstance(atoms, Atoms)))
+    if all(isinstance(atoms, Atoms) for atoms in structures) and numbers <= set(species):
+        cells = np.array([atoms.cell.array for atoms in structures])
+        pbc = np.array([atoms.pbc for atoms in structures])
+        unit = cells / np.maximum(np.linalg.norm(cells, axis=2, keepdims=True), 1e-300)
+        sound = ~pbc.any(1) | (pbc.all(1) & (np.abs(np.linalg.det(unit)) > 1e-6))
+        positions = np.concatenate([atoms.positions for atoms in structures])
+        if sound.all() and np.isfinite(cells).all() and np.isfinite(positions).all():
+            return
+    for atoms, name in zip(structures, names, strict=True):
+        try:
+            check_atoms(atoms, species)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{name}: {error}") from None
 
 
 def _blocks(structures: Sequence[Atoms], max_edges: int | None) -> Iterator[slice]:
@@ -203,7 +230,7 @@ def _blocks(structures: Sequence[Atoms], max_edges: int | None) -> Iterator[slic
 
 
 def _check_properties(structures: Sequence[Atoms], properties: Sequence[str], names: Sequence[str]) -> None:
-    for name in [properties] if isinstance(properties, str) else properties:
+    for name in properties:
         if name not in PROPERTIES:
             raise PropertyNotImplementedError(f"properties can be {', '.join(PROPERTIES)}; got {name!r}")
     if PERIODIC.intersection(properties):

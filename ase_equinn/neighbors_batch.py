@@ -11,6 +11,9 @@ import torch
 from ase_equinn.neighbors import BACKENDS, MAX_CELLS, Pairs, canonical_key, complete_cell
 
 
+_FEW_CELLS = 1e4  # of the size of the cutoff; vesin takes ten times as many
+
+
 class _Built(NamedTuple):
     """What each structure's last build saw, and all pairs within cutoff + skin, in the indices of the whole batch."""
 
@@ -137,33 +140,62 @@ class BatchNeighborList:
             k = int(np.searchsorted(first, bad[0], side="right")) - 1
             place = positions[bad[0]].tolist()
             raise ValueError(f"structure {names[k]}: the position of atom {bad[0] - first[k]} is not finite: {place}")
-        frame = torch.from_numpy(np.array(_completed(cell, pbc, names)).reshape(-1, 3, 3))
+        frame = _completed(cell, pbc, names)
         inverse = torch.linalg.inv(frame)
         wrapped, count = _wrap(positions, frame, inverse, pbc, sizes)
-        edges, shifts = [torch.zeros((2, 0), dtype=torch.int64)], [torch.zeros((0, 3), dtype=torch.int64)]
-        for k, (a, b) in enumerate(zip(first[:-1], first[1:], strict=True)):
-            edge_index, shift = edges[0], shifts[0]
-            if b > a:  # the margin is for round-off, as in NeighborList
-                radius = self.cutoff + self.skin + 1e-9 + 1e-14 * positions[a:b].abs().max().item()
-                edge_index, shift = BACKENDS["vesin"](wrapped[a:b], frame[k].numpy(), pbc[k].numpy(), radius)
-            edges.append(edge_index + a)
-            shifts.append(shift)
-        n_edges = torch.tensor([len(shift) for shift in shifts[1:]], dtype=torch.int64)
-        edge_index, shift = torch.cat(edges, dim=1), torch.cat(shifts)
+        farthest = positions.abs().max().item() if len(positions) else 0.0
+        radius = self.cutoff + self.skin + 1e-9 + 1e-14 * farthest  # the margin is for round-off, as in NeighborList
+        edge_index, shift, n_edges = _pairs(wrapped, frame, inverse, pbc, first, radius)
         order = torch.argsort(canonical_key(edge_index, shift, len(positions)))
         edge_index, shift = edge_index.index_select(1, order), shift.index_select(0, order)
         shift = shift + count.index_select(0, edge_index[0]) - count.index_select(0, edge_index[1])
         return frame, inverse, edge_index, shift.to(torch.int32), n_edges
 
 
-def _completed(cell, pbc, names: list[int]) -> list[np.ndarray]:
-    frames = []
-    for name, box, periodic in zip(names, cell.numpy(), pbc.numpy(), strict=True):
+def _pairs(wrapped, frame, inverse, pbc, first: list[int], radius: float):
+    """All pairs within the radius, (2, E), their shifts and how many each structure has; in any order.
+
+    Periodic cells that are neither huge nor flat go to vesin directly, which is most of the time for small ones; the
+    others through the search that `NeighborList` uses.
+    """
+    from vesin import NeighborList as Vesin
+
+    cells = torch.clamp(torch.trunc(1.0 / inverse.norm(dim=1) / radius), min=1.0).prod(1)
+    plain = (pbc.all(1) & (cells <= _FEW_CELLS)).tolist()
+    search, everywhere = Vesin(cutoff=radius, full_list=True), np.ones(3, dtype=bool)
+    points, boxes = wrapped.numpy(), frame.numpy()
+    edges, shifts, n_edges = [np.zeros((0, 2), dtype=np.int64)], [np.zeros((0, 3), dtype=np.int64)], []
+    for k, (i, j) in enumerate(zip(first[:-1], first[1:], strict=True)):
+        if i == j:
+            n_edges.append(0)
+            continue
+        if plain[k]:
+            pair, shift = search.compute(points[i:j], boxes[k], everywhere, "PS")
+        else:
+            found, shift = BACKENDS["vesin"](wrapped[i:j], boxes[k], pbc[k].numpy(), radius)
+            pair, shift = found.numpy().T, shift.numpy()
+        edges.append(pair.astype(np.int64) + i)
+        shifts.append(shift)
+        n_edges.append(len(shift))
+    edge_index = torch.from_numpy(np.ascontiguousarray(np.concatenate(edges).T))
+    return (
+        edge_index,
+        torch.from_numpy(np.concatenate(shifts, dtype=np.int64)),
+        torch.tensor(n_edges, dtype=torch.int64),
+    )
+
+
+def _completed(cell, pbc, names: list[int]) -> torch.Tensor:
+    """`complete_cell` of each structure, at once for those that are periodic in all directions."""
+    unit = cell / cell.norm(dim=2, keepdim=True)
+    sound = pbc.all(1) & (torch.linalg.det(unit).abs() > 1e-6)  # false for nan
+    frame = cell.clone()
+    for k in (~sound).nonzero()[:, 0].tolist():
         try:
-            frames.append(complete_cell(box, periodic))
+            frame[k] = torch.from_numpy(complete_cell(cell[k].numpy(), pbc[k].numpy()))
         except ValueError as error:
-            raise ValueError(f"structure {name}: {error}") from None
-    return frames
+            raise ValueError(f"structure {names[k]}: {error}") from None
+    return frame
 
 
 def _wrap(positions, frame, inverse, pbc, sizes) -> tuple[torch.Tensor, torch.Tensor]:
