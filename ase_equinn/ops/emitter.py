@@ -1,8 +1,8 @@
 """Emitter writes LLVM IR for loops over vectors of numbers: what the CPU kernels of `ops` are generated with.
 
-A generated function takes pointers, then 64-bit integers. Numbers are float32 or float64; vectors are explicit, so nothing
-depends on a compiler's auto-vectorisation. `Dual` carries a derivative along: a kernel written once in dual arithmetic is
-also its own directional derivative.
+A generated function takes pointers, then 64-bit integers. Numbers are float32 or float64; vectors are explicit, so
+nothing depends on a compiler's auto-vectorisation. `Dual` carries a derivative along: a kernel written once in dual
+arithmetic is also its own directional derivative.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Iterator, NamedTuple
 
 from llvmlite import ir
 
-I64, I32 = ir.IntType(64), ir.IntType(32)
+from .emitter_memory import I32, I64, Memory
 
 
 class Dual(NamedTuple):
@@ -22,7 +22,7 @@ class Dual(NamedTuple):
     tangent: ir.Value | None = None
 
 
-class Emitter:
+class Emitter(Memory):
     """One function under construction.
 
     Args:
@@ -110,95 +110,7 @@ class Emitter:
         with self.loop(whole, n) as k:
             yield k, 1
 
-    # memory
-
-    def load(self, pointer, index, width: int = 1) -> ir.Value:
-        out = self.b.load(self._at(pointer, index, self.number), typ=self._vector(width))
-        out.align = self.bytes
-        return out
-
-    def store(self, value, pointer, index) -> None:
-        self.b.store(value, self._at(pointer, index, self.number)).align = self.bytes
-
-    def mask(self, count) -> ir.Value:
-        """Which lanes of a full vector come before a run-time count."""
-        lane = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
-        start = ir.Constant(ir.VectorType(I64, self.lanes), ir.Undefined)
-        start = self.b.insert_element(start, self.int(count), ir.Constant(I32, 0))
-        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
-        return self.b.icmp_signed("<", lane, self.b.shuffle_vector(start, start, zeros))
-
-    def any(self, mask) -> ir.Value:
-        """1 if a lane of a mask is set, else 0: how often a loop is gone through that stands for a condition."""
-        bits = self.b.bitcast(mask, ir.IntType(self.lanes))
-        return self.b.zext(self.b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), I64)
-
-    def load_masked(self, pointer, index, mask, otherwise: float = 0.0) -> ir.Value:
-        """A full vector of numbers, `otherwise` in the lanes that are masked out, whose memory is not touched."""
-        return self._load_masked(pointer, index, mask, self.const(otherwise, self.lanes), self.number, f"f{8 * self.bytes}")
-
-    def load_ints_masked(self, pointer, index, mask) -> ir.Value:
-        """A full vector of integers, 0 in the lanes that are masked out."""
-        zeros = ir.Constant(ir.VectorType(I64, self.lanes), [0] * self.lanes)
-        return self._load_masked(pointer, index, mask, zeros, I64, "i64")
-
-    def _load_masked(self, pointer, index, mask, otherwise, number, suffix: str) -> ir.Value:
-        kind = ir.VectorType(number, self.lanes)
-        arguments = [ir.PointerType(), I32, mask.type, kind]
-        function = self._declare(f"llvm.masked.load.v{self.lanes}{suffix}.p0", kind, arguments)
-        align = ir.Constant(I32, 8 if number is I64 else self.bytes)
-        return self.b.call(function, [self._at(pointer, index, number), align, mask, otherwise])
-
-    def store_masked(self, value, pointer, index, mask) -> None:
-        """Only the lanes of the mask."""
-        arguments = [value.type, ir.PointerType(), I32, mask.type]
-        name = f"llvm.masked.store.v{self.lanes}f{8 * self.bytes}.p0"
-        function = self._declare(name, ir.VoidType(), arguments)
-        self.b.call(function, [value, self._at(pointer, index, self.number), ir.Constant(I32, self.bytes), mask])
-
-    def load_from(self, bits: int, pointer, index, width: int = 1) -> ir.Value:
-        """Memory that holds float32 or float64 (bits), as numbers of a float64 function."""
-        if bits == 8 * self.bytes:
-            return self.load(pointer, index, width)
-        kind = ir.VectorType(ir.FloatType(), width) if width > 1 else ir.FloatType()
-        out = self.b.load(self._at(pointer, index, ir.FloatType()), typ=kind)
-        out.align = 4
-        return self.b.fpext(out, self._vector(width))
-
-    def store_to(self, bits: int, value, pointer, index, width: int = 1) -> None:
-        """The reverse of `load_from`: numbers of a float64 function, rounded to the memory's kind."""
-        if bits == 8 * self.bytes:
-            self.store(value, pointer, index)
-            return
-        kind = ir.VectorType(ir.FloatType(), width) if width > 1 else ir.FloatType()
-        self.b.store(self.b.fptrunc(value, kind), self._at(pointer, index, ir.FloatType())).align = 4
-
-    def load_int(self, pointer, index) -> ir.Value:
-        return self.b.load(self._at(pointer, index, I64), typ=I64)
-
-    def store_int(self, value, pointer, index) -> None:
-        self.b.store(value, self._at(pointer, index, I64)).align = 8
-
-    def load_int32(self, pointer, index, width: int = 1) -> ir.Value:
-        out = self.b.load(self._at(pointer, index, I32), typ=ir.VectorType(I32, width) if width > 1 else I32)
-        out.align = 4
-        return out
-
-    def store_int32(self, value, pointer, index) -> None:
-        self.b.store(value, self._at(pointer, index, I32)).align = 4
-
-    def counter(self, start: int = 0) -> ir.Value:
-        """A slot for an integer that becomes a register."""
-        slot = self._slots.alloca(I64)
-        self.b.store(self.int(start), slot)
-        return slot
-
-    def count(self, slot) -> ir.Value:
-        return self.b.load(slot, typ=I64)
-
-    def accumulate(self, value, pointer, index, width: int) -> None:
-        """pointer[index] += value"""
-        self.store(self.b.fadd(self.load(pointer, index, width), value), pointer, index)
+    # registers
 
     def variable(self, width: int) -> ir.Value:
         """A slot that becomes a register."""
@@ -209,9 +121,6 @@ class Emitter:
 
     def set(self, slot, value) -> None:
         self.b.store(value, slot)
-
-    def _at(self, pointer, index, kind) -> ir.Value:
-        return self.b.gep(pointer, [self.int(index)], source_etype=kind)
 
     def _vector(self, width: int):
         return ir.VectorType(self.number, width) if width > 1 else self.number
@@ -226,9 +135,9 @@ class Emitter:
     def splat(self, scalar, width: int) -> ir.Value:
         if width == 1:
             return scalar
-        undefined = ir.Constant(self._vector(width), ir.Undefined)
+        undefined = ir.Constant(ir.VectorType(scalar.type, width), ir.Undefined)
         first = self.b.insert_element(undefined, scalar, ir.Constant(I32, 0))
-        return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
+        return self.shuffle(first, undefined, [0] * width)
 
     def mul(self, a, b) -> ir.Value:
         return self.b.fmul(a, b)
