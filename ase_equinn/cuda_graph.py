@@ -8,7 +8,8 @@ itself, at the cutoff. So no atom sees them, and what belongs to ghosts is cut o
 from __future__ import annotations
 
 import logging
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor

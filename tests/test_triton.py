@@ -39,7 +39,7 @@ def test_interpreted_kernels_equal_the_reference():
     """Results and derivatives to second order; one test, so that one process runs them all."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, cases.__file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout)
     assert len(errors) == 6 + len(cases.CONVOLUTIONS) + len(cases.PRODUCTS) + len(cases.MODELS)

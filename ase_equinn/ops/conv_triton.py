@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .triton_source import jit_function, launch
 
 _MIN_EDGES, _MOST_CHUNKS = 16, 16  # an interval of the table is shared by programs of so many edges on average
 _kernels: dict[tuple, tuple] = {}
-_kept: tuple[weakref.ref, int, "_Sorted"] | None = None
+_kept: tuple[weakref.ref, int, _Sorted] | None = None
 
 
 class _Sorted(NamedTuple):
@@ -56,8 +57,7 @@ class _Job:
         """One function of the family; `inputs` are r, Y, T, x..., followed by their tangents if any."""
         kind = kind._replace(tables=self.first is not None)
         kernel, n_parts = kernel_of(self.paths, kind, self.n_knots, self.spacing, self.bits)
-        prepare = dict(forward=self._forward, edges=self._edges, neighbours=self._neighbours, table=self._intervals)
-        (n_programs, n_chunks), indices, out = prepare[kind.name](inputs, n_parts)
+        (n_programs, n_chunks), indices, out = getattr(self, "_" + kind.name)(inputs, n_parts)
         if self.first is not None:
             indices = [*indices, self.first.contiguous()]
         launch(kernel, (n_programs, n_parts, n_chunks), [*indices, *inputs, *g, *out])
@@ -79,7 +79,7 @@ class _Job:
         out = [torch.empty_like(block) if k in reached else torch.zeros_like(block) for k, block in enumerate(x)]
         return (self.n_atoms, 1), [begin, order, self.centre], out
 
-    def _intervals(self, inputs: Sequence[Tensor], n_parts: int):
+    def _table(self, inputs: Sequence[Tensor], n_parts: int):
         row = (inputs[0].detach() / self.spacing).floor().clamp(0, self.n_knots - 2).long()
         row = row if self.first is None else row + self.first
         begin, order = _sorted(row, self.n_rows)

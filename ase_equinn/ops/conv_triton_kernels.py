@@ -44,7 +44,8 @@ class ConvSource:
 
     def text(self) -> str:
         w, name = self.w, self.kind.name
-        bodies = dict(forward=self._forward, edges=self._edges, neighbours=self._neighbours, table=self._intervals)
+        bodies = {"forward": self._forward, "edges": self._edges, "neighbours": self._neighbours}
+        body = bodies.get(name, self._intervals)
         w.line("program = tl.program_id(0).to(tl.int64)")
         w.line("part = tl.program_id(1)")
         for number, part in enumerate(self.parts):
@@ -53,7 +54,7 @@ class ConvSource:
                 w.line(f"c{number} = {part.start} + tl.arange(0, {part.width})")
                 if part.mask:
                     w.line(f"m{number} = c{number} < {part.paths[0].mul}")
-                bodies[name]()
+                body()
         return w.source(self.kind.function, self.arguments(), self._index_arguments())
 
     def _index_arguments(self) -> list[str]:

@@ -86,7 +86,7 @@ class ProductSource:
 
         return Dual(one(f"{name}{k}"), one(f"{name}{k}_") if dual else None)
 
-    def _block(self, name: str, k: int, l: int) -> list[Dual]:  # noqa: E741
+    def _block(self, name: str, k: int, l: int) -> list[Dual]:
         dual = name == "x" and self.variant.dual
         return [self._load(name, k, self._row(2 * l + 1, m), dual) for m in range(2 * l + 1)]
 

@@ -10,9 +10,10 @@ import hashlib
 import importlib.util
 import linecache
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Iterator, NamedTuple, Sequence
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -27,7 +28,7 @@ class Dual(NamedTuple):
     tangent: str | None = None
 
 
-@lru_cache(maxsize=None)
+@cache
 def installed() -> bool:
     """Whether the triton package is there."""
     return importlib.util.find_spec("triton") is not None
