@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,9 @@ def lammps(
 
     `equinn lammps in.lmp --potential silicon -n 4`
     """
+    local = os.environ.get("MPI_LOCALNRANKS", "")  # mpirun's word for the ranks on this machine; torch reads the answer
+    if local.isdigit():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(local))))
     from .engines.lammps import run_script
 
     names = elements.replace(",", " ").split() if elements else None

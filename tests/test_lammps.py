@@ -22,6 +22,7 @@ pytest.importorskip("mpi4py", reason='no mpi4py: pip install "ase_equinn[lammps]
 from ase_equinn import EquiCalculator
 from ase_equinn.engines.lammps import evaluate, run_script
 from ase_equinn.engines.lammps_launch import environment, mpi_command
+from ase_equinn.engines.lammps_rank import check_launcher
 
 TIMEOUT = 180.0  # s: on a busy machine; alone a start takes 5 s
 
@@ -310,6 +311,14 @@ def test_a_script_has_one_mark(potentials, tmp_path, line, message):
     (tmp_path / "in.lmp").write_text(START + line)
     with pytest.raises(ValueError, match=message):
         run_script(tmp_path / "in.lmp", potentials["nequip"])
+
+
+def test_the_mpirun_of_another_library_is_refused():
+    """OpenMPI's mpirun would start copies that know nothing of each other and write the same files."""
+    check_launcher(2, {"PMI_SIZE": "2"})
+    check_launcher(1, {})
+    with pytest.raises(RuntimeError, match="started 4 processes, but the MPI library of LAMMPS sees 1: .*mpiexec"):
+        check_launcher(1, {"OMPI_COMM_WORLD_SIZE": "4"})
 
 
 def test_what_does_not_exist_is_named_before_anything_starts(potentials, tmp_path, monkeypatch):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,24 @@ def main(task: Path) -> None:
     from .lammps_abort import ending_all_ranks
 
     with ending_all_ranks(MPI.COMM_WORLD):
+        check_launcher(MPI.COMM_WORLD.size, os.environ)
         options = json.loads(task.read_text())
         {"script": script, "evaluate": evaluate}[options.pop("task")](**options)
+
+
+def check_launcher(size: int, environ: Mapping[str, str]) -> None:
+    """Refuses to run as many copies of the whole as there should be ranks: what an mpirun of another library starts.
+
+    Raises:
+        RuntimeError: mpirun says that it has started more processes than `size`, those that MPI sees.
+    """
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        if environ.get(name, "").isdigit() and int(environ[name]) != size:
+            own = Path(sys.executable).parent / "mpiexec"
+            raise RuntimeError(
+                f"mpirun has started {environ[name]} processes, but the MPI library of LAMMPS sees {size}: "
+                f"the two do not belong together, use {own}"
+            )
 
 
 def script(script: str, potential: str, elements: list[str] | None, device: str, dtype: str) -> None:
