@@ -60,9 +60,9 @@ class Guard:
         """
         sigma = results["forces_sigma"]
         self._quiet = max(0, self._quiet - 1)
-        uncertain = np.flatnonzero(~(sigma <= self.threshold))
-        if not len(uncertain):
+        if not len(sigma) or sigma.max() <= self.threshold:
             return
+        uncertain = np.flatnonzero(~(sigma <= self.threshold))
         message = self._message(atoms, sigma, uncertain)
         if self.kind == "stop":
             save(self.file, atoms, results)

@@ -75,7 +75,7 @@ class Programs:
     def last_descriptors(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> Tensor:
         """`potential.descriptors` of the structure that was evaluated last, in its dtype.
 
-        What the programs keep is copied; models whose programs do not keep it, or that have none, are run in torch.
+        Models whose programs do not keep them, or that have none, are run in torch. The next evaluation may change them.
 
         Args:
             graphs, vectors: of that structure, all of whose atoms counted.
@@ -90,7 +90,7 @@ class Programs:
                 own = potential.graph_of[k]
                 with torch.no_grad():
                     parts.append(model.descriptors(graphs[own], vectors[own].to(potential.dtype)))
-        return torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _of_atoms(self, numbers: Tensor) -> tuple[Tensor, list[Tensor], list[Program]]:
         """What follows from the atomic numbers, kept while they stay: offsets, rows of the species, programs."""

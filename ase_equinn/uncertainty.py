@@ -34,7 +34,7 @@ class Scale(NamedTuple):
 
     def __call__(self, number: int, squares: Tensor) -> Tensor:
         """sigma from d^2."""
-        return (squares**self.power * self.factors[number] ** 2 + self.floor**2).sqrt()
+        return squares.pow(self.power).mul_(self.factors[number] ** 2).add_(self.floor**2).sqrt_()
 
 
 class Uncertainty:

@@ -37,17 +37,18 @@ class Nearest:
             block = TILE * vector_bytes() // dtype.itemsize
             far = torch.full((points.shape[1], -len(points) % block), _FAR, dtype=dtype)
             self._columns, self._scratch = torch.cat([self._columns, far], dim=1), torch.empty_like(self._origin)
+            self._fixed = [t.data_ptr() for t in (self._origin, self._scale, self._columns, self._scratch)]
+            self._sizes = tuple(self._columns.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, k) -> (n,), float64."""
         if self._kernel is not None:
-            return self._by_kernel(x.contiguous()).double()
+            return self._by_kernel(x if x.stride(1) == 1 else x.contiguous()).double()
         return self._by_torch(x)
 
     def _by_kernel(self, x: Tensor) -> Tensor:
-        out = x.new_empty(len(x))
-        tensors = x, self._origin, self._scale, self._columns, self._scratch, out
-        self._kernel(*(tensor.data_ptr() for tensor in tensors), 0, len(x), *self._columns.shape)
+        out = torch.empty(len(x), dtype=x.dtype)
+        self._kernel(x.data_ptr(), *self._fixed, out.data_ptr(), 0, len(x), x.stride(0), *self._sizes)
         return out
 
     def _by_torch(self, x: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ TILE = 4  # vectors of points that are looked at together: their sums do not wai
 class NearestKernel:
     """out_i = min_c sum_a ((x_ia - origin_a) scale_a - point_ca)^2, infinite where that is nan.
 
-    Pointers: x (n, k), origin (k,), scale (k,), points (k, n_points), scratch (k,), out (n,), all of one kind.
-    Integers: first and last atom, k, n_points: a multiple of TILE * lanes; pad with points that are far away.
+    Pointers, all of one kind: x, whose rows of k numbers are `row` numbers apart; origin (k,); scale (k,);
+    points (k, n_points); scratch (k,); out (n,). Integers: first and last atom, row, k, n_points, which is a multiple of
+    TILE * lanes: pad with points that are far away.
     """
 
-    name, n_pointers, n_integers = "nearest", 6, 4
+    name, n_pointers, n_integers = "nearest", 6, 5
 
     def __init__(self, *, bits: int, lanes: int):
         self.bits, self.e = bits, Emitter(self.name, self.n_pointers, self.n_integers, bits, lanes)
@@ -22,10 +23,10 @@ class NearestKernel:
     def source(self) -> str:
         e, b = self.e, self.e.b
         x, origin, scale, points, scratch, out = e.pointers
-        first, last, k, n_points = e.integers
+        first, last, apart, k, n_points = e.integers
         best, sums = e.variable(e.lanes), [e.variable(e.lanes) for _ in range(TILE)]
         with e.loop(first, last) as i:
-            row = e.times(i, k)
+            row = e.times(i, apart)
             for a, width in e.vectors(k):
                 moved = b.fsub(e.load(x, e.add(row, a), width), e.load(origin, a, width))
                 e.store(e.mul(moved, e.load(scale, a, width)), scratch, a)
@@ -36,8 +37,8 @@ class NearestKernel:
                 with e.loop(0, k) as a:
                     number, start = e.splat(e.load(scratch, a), e.lanes), e.add(e.times(a, n_points), c)
                     for q, slot in enumerate(sums):
-                        apart = b.fsub(number, e.load(points, e.add(start, q * e.lanes), e.lanes))
-                        e.set(slot, e.fma(apart, apart, e.get(slot, e.lanes)))
+                        away = b.fsub(number, e.load(points, e.add(start, q * e.lanes), e.lanes))
+                        e.set(slot, e.fma(away, away, e.get(slot, e.lanes)))
                 for slot in sums:
                     self._least(best, e.get(slot, e.lanes))
             e.store(self._least_entry(e.get(best, e.lanes)), out, i)

@@ -194,10 +194,12 @@ class Program:
         return Parts(self.calls(1)[0], partial(run, steps), alone)
 
     def descriptors(self, n_atoms: int) -> Tensor:
-        """Those of the plan for the n_atoms atoms of the latest evaluation, side by side, (n_atoms, k); a copy."""
-        rows = [self._memory.shared[view.buffer].view(-1, view.row)[:n_atoms] for view in self.plan.descriptors]
-        parts = [row[:, view.offset : view.offset + view.n] for row, view in zip(rows, self.plan.descriptors)]
-        return torch.cat(parts, dim=1)
+        """Those of the plan for the n_atoms atoms of the latest evaluation, (n_atoms, k); the next one may change them."""
+        parts = [
+            self._memory.shared[view.buffer].as_strided((n_atoms, view.n), (view.row, 1), view.offset)
+            for view in self.plan.descriptors
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def calls(self, n_threads: int) -> tuple[list[Call], dict[str, tuple], int]:
         """See `calls_of`; made once."""
