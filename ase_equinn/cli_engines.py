@@ -14,7 +14,7 @@ ENGINES = "Run a potential in another program"
 
 
 def lammps(
-    script: Annotated[Path, typer.Argument(metavar="IN.LMP", help="A LAMMPS input; see below.", show_default=False)],
+    script: Annotated[Path, typer.Argument(metavar="IN.LMP", help="A LAMMPS input, see above.", show_default=False)],
     potential: Annotated[str, typer.Option(help="Folder, file or shipped name.", show_default=False)],
     elements: Annotated[
         str | None,
@@ -28,8 +28,11 @@ def lammps(
 ):
     """Run a LAMMPS input with a potential, on any number of MPI ranks.
 
-    The input is an ordinary one in `units metal` whose line `pair_style equinn`, anywhere after the box exists, stands
-    for the potential. Under `mpirun` every rank calls this command; `-n` does that for you.
+    The input is an ordinary one in `units metal` with one line `pair_style equinn`, after the box and the masses, in
+    place of pair_style and pair_coeff. `neighbor` and `comm_modify` come after it, if at all. The energy is in pe and
+    etotal: `thermo_style custom step temp pe etotal press`. Fixes, minimize and restart files work as ever.
+
+    Under `mpirun` every rank calls this command; `-n` does that for you.
 
     `equinn lammps in.lmp --potential silicon -n 4`
     """
