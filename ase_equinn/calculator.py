@@ -128,7 +128,7 @@ class EquiCalculator(Calculator):
         parameters, stored = {**self.parameters, **changed}, self._stored
         parameters |= {key: str(parameters[key]) for key in ("device", "guard_file")}
         if "model" in changed:
-            with _own_modes(torch.device("cpu")):
+            with own_modes(torch.device("cpu")):
                 stored, parameters["model"] = load_models(changed["model"])
         self._assemble(stored, parameters)
         self.reset()
@@ -142,7 +142,7 @@ class EquiCalculator(Calculator):
         skin = parameters["skin"]
         if not isinstance(skin, Real):
             raise TypeError(f"skin must be a number of A, got {skin!r}")
-        with _own_modes(device):
+        with own_modes(device):
             potentials = [copy.deepcopy(p).to(device=device, dtype=dtype).requires_grad_(False).eval() for p in stored]
             used = {use_backend(p, backend) for p in potentials}
             evaluators = [evaluator_of(p, backend) for p in potentials]
@@ -228,7 +228,7 @@ class EquiCalculator(Calculator):
                 "for a molecule, wire or slab add vacuum and set pbc=True"
             )
         self.reset()
-        with _own_modes(self._device):
+        with own_modes(self._device):
             graphs, vectors, positions = self._graphs(atoms)
             listed = perf_counter()
             gradient = not WITHOUT_GRADIENT.issuperset(properties)
@@ -258,7 +258,7 @@ class EquiCalculator(Calculator):
         atoms = self._atoms(atoms)
         indices = atom_indices(indices, len(atoms))
         columns = (3 * indices[:, None] + np.arange(3)).ravel()
-        with _own_modes(self._device):
+        with own_modes(self._device):
             graphs, _, positions = self._graphs(atoms)
             rows = [
                 hessian(p, tuple(graphs[c] for c in p.cutoffs), positions, indices=indices.tolist()).cpu().numpy()
@@ -275,7 +275,7 @@ class EquiCalculator(Calculator):
             atoms: None means those of the last calculation.
         """
         atoms = self._atoms(atoms)
-        with _own_modes(self._device):
+        with own_modes(self._device):
             graphs, vectors, _ = self._graphs(atoms)
             found = [
                 p.descriptors(tuple(graphs[c] for c in p.cutoffs), tuple(vectors[c].to(p.dtype) for c in p.cutoffs))
@@ -304,7 +304,7 @@ class EquiCalculator(Calculator):
         return graphs, vectors, positions
 
 
-def _own_modes(device: torch.device) -> contextlib.AbstractContextManager:
+def own_modes(device: torch.device) -> contextlib.AbstractContextManager:
     """Neither inference mode nor autocast of the caller reaches the potential, whose weights need no gradient."""
     if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
         return _outside(device)

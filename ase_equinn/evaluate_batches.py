@@ -13,6 +13,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from .backend import evaluator_of, use_backend
+from .calculator import own_modes
 from .calculator_arguments import find_device, load_models, one_of
 from .calculator_results import check_finite
 from .evaluate_memory import Budget, in_groups
@@ -76,10 +77,11 @@ def load_potential(potential: str | Path | Potential, *, device="auto", dtype="f
     if isinstance(potential, list | tuple):
         raise TypeError(f"one potential is evaluated at a time, got {len(potential)}: committees need EquiCalculator")
     place, kind = find_device(device), _DTYPES[one_of("dtype", dtype, _DTYPES)]
-    (stored,), _ = load_models(potential)
-    loaded = stored.to(device=place, dtype=kind).requires_grad_(False).eval()
-    use_backend(loaded, backend)
-    return evaluator_of(loaded, backend)
+    with own_modes(place):
+        (stored,), _ = load_models(potential)
+        loaded = stored.to(device=place, dtype=kind).requires_grad_(False).eval()
+        use_backend(loaded, backend)
+        return evaluator_of(loaded, backend)
 
 
 def evaluate_with(
@@ -153,7 +155,9 @@ def compute_groups(
     def compute(a: int, b: int) -> Energies:
         i, j = first[a], first[b]
         parts = [_slice(graph, v, i, j, a, b) for graph, v in zip(graphs, vectors, strict=True)]
-        return ready(tuple(graph for graph, _ in parts), positions[i:j], tuple(v for _, v in parts), gradient)
+        own, known = tuple(graph for graph, _ in parts), tuple(v for _, v in parts)
+        with own_modes(positions.device):
+            return ready(own, positions[i:j], known, gradient)
 
     yield from in_groups(edges, budget, compute)
 

@@ -10,7 +10,6 @@ import torch
 
 from ase_equinn.neighbors import BACKENDS, MAX_CELLS, Pairs, canonical_key, complete_cell
 
-
 _FEW_CELLS = 1e4  # of the size of the cutoff; vesin takes ten times as many
 
 

@@ -76,6 +76,14 @@ def test_a_float32_network_gives_the_same_in_a_batch(build):
     assert_equal(evaluate(crystals, network), singly(crystals, EquiCalculator(network)), 1e-6)
 
 
+def test_modes_of_the_caller_change_nothing(potential, structures):
+    network = Potential(with_seed(lambda: SchNet((1, 6, 8, 29), 4.0)))
+    for one, backend in ((potential, "auto"), (network, "reference")):
+        expected = evaluate(structures, one, backend=backend, device="cpu")
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_equal(evaluate(structures, one, backend=backend, device="cpu"), expected, 0.0)
+
+
 def test_memory_that_runs_out_halves_the_batch(potential, structures, monkeypatch, caplog):
     expected = evaluate(structures, potential, dtype="float64")
     real, most = (
@@ -105,6 +113,7 @@ def test_energies_alone_take_no_gradient(potential, structures, monkeypatch):
 
 
 def test_only_what_was_asked_for(potential, structures):
+    assert set(evaluate(structures, potential, "energy")[3]) == {"energy"}
     found = evaluate(structures[:3], potential, ["stress", "energy"])
     assert [sorted(result) for result in found] == [["energy", "stress"]] * 3
     with pytest.raises(PropertyNotImplementedError, match=r"structure 3: stress needs .* \[False, False, False\]"):

@@ -103,3 +103,30 @@ def test_a_calculation_that_breaks_on_the_way_says_when(potential, crystals, mon
     monkeypatch.setattr(relax_batch, "evaluate_with", evaluate_with)
     with pytest.raises(RunError, match="stopped after step 2: structure 2: atoms 0 and 1"):
         relax_all(crystals, potential)
+
+
+def test_the_command(crystals, tmp_path):
+    """equinn relax --all: exit status 1 where a structure is not converged, 2 for what cannot be done."""
+    from typer.testing import CliRunner
+
+    from ase_equinn import SchNet
+    from ase_equinn.cli import app
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Potential(SchNet((29,), 4.0, n_channels=8, n_layers=1, n_basis=8), scale=1e-3).save(tmp_path / "tiny")
+    write(tmp_path / "start.xyz", crystals[:3])
+
+    def equinn(*arguments):
+        common = ("relax", tmp_path / "tiny", tmp_path / "start.xyz", "--all", "--out", tmp_path / "out")
+        return CliRunner().invoke(app, [str(a) for a in (*common, *arguments)], env={"COLUMNS": "200"})
+
+    result = equinn("--steps", 0, "--fmax", 1e-6)
+    assert result.exit_code == 1 and "of 3 structures relaxed, in at most 0 steps" in result.stdout
+    assert len(read(tmp_path / "out/relaxed.xyz", ":")) == 3
+    result = equinn()
+    assert result.exit_code == 2 and "relaxed.xyz exists" in result.stderr
+    result = equinn("--resume")
+    assert result.exit_code == 2 and "no restart file" in result.stderr
+    result = equinn("--overwrite", "--fmax", 10)
+    assert result.exit_code == 0 and "3 of 3 structures relaxed" in result.stdout
