@@ -144,7 +144,7 @@ class Linear(nn.Module):
         """
         if self.n_species is None or self.n_species == 1:
             return None
-        if is_symbolic(species) or species.device.type == "cuda" and self._without_counting(len(species)):
+        if is_symbolic(species) or species.device.type != "cpu" and self._without_counting(len(species)):
             return species
         order = torch.argsort(species, stable=True)
         return order, torch.argsort(order), torch.bincount(species, minlength=self.n_species).tolist()

@@ -58,7 +58,7 @@ class _RadialBasis(nn.Module):
                 f"{type(self).__name__}: expected floating-point distances of shape (E,), "
                 f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
             )
-        return self.functions(lengths.unsqueeze(-1), self._k.to(lengths.dtype))
+        return self.functions(lengths.unsqueeze(-1), self._k.to(lengths))
 
     def functions(self, r: Tensor, k: Tensor) -> Tensor:
         raise NotImplementedError

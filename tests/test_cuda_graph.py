@@ -1,10 +1,13 @@
 """Replays on padded buffers: ghosts change nothing, all sizes may come, what fails is evaluated in the ordinary way."""
 
+import copy
 import logging
 
 import pytest
 import torch
 from ase.build import bulk, molecule
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ase_equinn.cuda_graph import Buffers, Capacity, Replay, capacity_for, size_of
 from ase_equinn.derivatives import derivatives
@@ -15,6 +18,7 @@ from ase_equinn.models.nequip import NequIP
 from ase_equinn.models.schnet import SchNet
 from ase_equinn.nn import Linear, SpeciesIndex
 from ase_equinn.nn_radial import RadialOptions, find_pairs
+from ase_equinn.ops import conv_triton, product_triton
 from ase_equinn.potential import Potential
 from ase_equinn.terms.zbl import ZBL
 
@@ -222,3 +226,45 @@ def test_what_elements_are_present_is_asked_once(monkeypatch):
     with torch.inference_mode():
         numbers = graph.numbers.clone()
         assert len(find_pairs(options, graph._replace(numbers=numbers), index(numbers), (1, 8, 14)).species) == 6
+
+
+class Watch(TorchDispatchMode):
+    """Lists the operations that touch a tensor on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.on_cpu = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        if any(x.device.type == "cpu" for x in tensors):
+            self.on_cpu.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("k", range(4), ids=["NequIP", "MACE", "SchNet", "ZBL"])
+def test_recordings_neither_wait_for_the_device_nor_copy_from_the_cpu(potential, k, monkeypatch):
+    """On the meta device, whose numbers cannot be looked at, with kernels left out: what comes after a first run."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # so that kernels are chosen on a device that is not CUDA
+    monkeypatch.setattr(torch, "unique", lambda species: torch.tensor([0, 1]))  # the first run may wait
+    launched = []
+    for module in (conv_triton, product_triton):
+        monkeypatch.setattr(module, "jit_function", lambda name, source: name)
+        monkeypatch.setattr(module, "launch", lambda kernel, *rest: launched.append(kernel))
+        monkeypatch.setattr(module, "_kernels", {})
+    graphs, _, vectors = arguments(potential, structure())
+    there = Potential([copy.deepcopy(potential.models[k])]).to("meta")
+    for module in there.modules():
+        if hasattr(module, "backend"):
+            module.backend = "triton"
+    graphs, vectors = [graphs[potential.graph_of[k]].to("meta")], [vectors[potential.graph_of[k]].to("meta")]
+    buffers = Buffers(graphs, there.cutoffs, capacity_for(size_of(graphs)))
+    buffers.fill(graphs, vectors)
+    padded(there, buffers)
+    monkeypatch.setattr(torch, "unique", None)
+    with Watch() as watch:
+        found = padded(there, buffers)
+    assert found.forces.shape == (buffers.capacity.atoms, 3) and found.forces.device.type == "meta"
+    assert watch.on_cpu == []
+    assert {name.split("_")[0] for name in launched} >= {"forward", "edges"} or k == 3
