@@ -122,6 +122,9 @@ class Replay:
     What cannot be recorded, or what a replay gives differently, is evaluated in the ordinary way from then on; the
     reason is logged. Several structures at once are evaluated in the ordinary way as well.
 
+    A recording reads where tensors lay when it was made: what models keep between evaluations (tables, constants) must
+    stay where it is as long as the weights do.
+
     Args:
         potential: frozen, on a CUDA device; its weights are not to be changed while this is in use.
     """

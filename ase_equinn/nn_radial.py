@@ -71,45 +71,36 @@ class Pairs(NamedTuple):
     edge: Tensor | None
 
 
-class _Present(NamedTuple):
-    """The pairs of the elements that are present; ``number[a, b]`` is the place of (a, b) and (b, a) among them."""
-
-    pairs: tuple[tuple[int, int], ...]
-    number: Tensor
-
-
-_kept: tuple[weakref.ref, int, tuple[int, ...], _Present] | None = None
+_kept: tuple[weakref.ref, int, tuple[int, ...], list[int]] | None = None
 
 
 def find_pairs(options: RadialOptions, graph: Graph, species: Tensor, elements: tuple[int, ...]) -> Pairs:
     """Only pairs whose elements are both present get a table; `elements`: the atomic numbers that `species` counts."""
     if options.transform is None or not is_symbolic(species) and not len(species):
         return Pairs(((0, 0),), None)
+    present = species.trace.present_species() if is_symbolic(species) else _present(graph.numbers, species, elements)
+    pairs = tuple((a, b) for k, a in enumerate(present) for b in present[k:])
     if is_symbolic(species):
-        present = _pairs_of(species.trace.present_species())
-        return Pairs(present.pairs, species.trace.tables(present.number))
-    present = _present(graph.numbers, species, elements)
-    centre, neighbour = species.index_select(0, graph.edge_index[0]), species.index_select(0, graph.edge_index[1])
-    return Pairs(present.pairs, present.number[centre, neighbour])
+        number = torch.zeros(present[-1] + 1, present[-1] + 1, dtype=torch.int64)
+        for k, (a, b) in enumerate(pairs):
+            number[a, b] = number[b, a] = k
+        return Pairs(pairs, species.trace.tables(number))
+    place = torch.zeros(present[-1] + 1, dtype=torch.int64, device=species.device)  # among those present
+    for k, a in enumerate(present):
+        place[a : a + 1].fill_(k)
+    ends = [place.index_select(0, species).index_select(0, atoms) for atoms in graph.edge_index]
+    low, high = torch.minimum(*ends), torch.maximum(*ends)
+    return Pairs(pairs, low * (2 * len(present) - low - 1) // 2 + high)
 
 
-def _present(numbers: Tensor, species: Tensor, elements: tuple[int, ...]) -> _Present:
-    """Kept while the numbers are the same tensor: on CUDA, to learn what is present is to wait for the device."""
+def _present(numbers: Tensor, species: Tensor, elements: tuple[int, ...]) -> list[int]:
+    """Which species occur. Kept while the numbers are the same tensor: to learn it is to wait for the device."""
     global _kept
     if numbers.is_inference():  # they do not count their changes
-        return _pairs_of(torch.unique(species).tolist(), species.device)
+        return torch.unique(species).tolist()
     if _kept is None or _kept[0]() is not numbers or _kept[1:3] != (numbers._version, elements):
-        present = _pairs_of(torch.unique(species).tolist(), species.device)
-        _kept = weakref.ref(numbers), numbers._version, elements, present
+        _kept = weakref.ref(numbers), numbers._version, elements, torch.unique(species).tolist()
     return _kept[3]
-
-
-def _pairs_of(present: list[int], device: torch.device | str = "cpu") -> _Present:
-    pairs = [(a, b) for k, a in enumerate(present) for b in present[k:]]
-    number = torch.zeros(present[-1] + 1, present[-1] + 1, dtype=torch.int64)
-    for k, (a, b) in enumerate(pairs):
-        number[a, b] = number[b, a] = k
-    return _Present(tuple(pairs), number.to(device))
 
 
 class PairRadialNetwork(nn.Module):
