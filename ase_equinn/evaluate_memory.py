@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -55,6 +56,7 @@ def in_groups(
             yield first, last, result
             first = last
             continue
+        gc.collect()  # frames of the failed attempt that refer to one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if last - first == 1:
