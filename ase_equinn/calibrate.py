@@ -59,7 +59,7 @@ def calibrate(
         if not len(own):
             raise ValueError(f"the potential knows element {z}, of which the training frames have no atom")
         centres[z], widths[z] = cluster(own, n_centres, seed)
-    unit = Uncertainty(centres, widths, Scale(1.0, 1.0, dict.fromkeys(species, 1.0)), 1.0)
+    unit = Uncertainty(centres, widths, Scale(1.0, 1.0, 1.0, dict.fromkeys(species, 1.0)), 1.0)
     numbers, descriptors, errors = force_errors(evaluator, valid, _only(report, "valid"))
     scale = fit_scale(numbers.numpy(), unit.distances(numbers, descriptors).numpy(), errors, species)
     sigma = Uncertainty(centres, widths, scale, 1.0).sigma(numbers, descriptors).numpy()

@@ -3,7 +3,8 @@
     sigma_i^2 = floor^2 + (factor_Z d_i^power)^2        d_i^2 = min_c sum_a ((x_ia - c_a) / w_a)^2 / k
 
 x_i are the k descriptors of atom i, c the centres that stand for the training atoms of its element Z, w_a their
-standard deviations. sigma_i, eV/A, predicts the root mean square of |F_i - F_i(reference)|.
+standard deviations. sigma_i, eV/A, predicts the root mean square of |F_i - F_i(reference)|. Beyond the reach, the largest
+distance on the validation set, the second term grows at least in proportion to d: there nothing was fitted.
 
 Source: distances in the latent space as a measure of error, scaled on held-out data: Janet, Duan, Yang, Nandy, Kulik,
 Chem. Sci. 10, 7913 (2019). Clusters of the training set's features of atoms for interatomic potentials: Zhu, Batzner,
@@ -26,15 +27,19 @@ PREFIX = "uncertainty."  # of the names of its tensors in a potential file
 
 
 class Scale(NamedTuple):
-    """From distances to sigma: floor (eV/A), power, and a factor (eV/A) for each element."""
+    """From distances to sigma: floor (eV/A), power, reach, and a factor (eV/A) for each element."""
 
     floor: float
     power: float
+    reach: float
     factors: dict[int, float]
 
     def __call__(self, number: int, squares: Tensor) -> Tensor:
         """sigma from d^2."""
-        return squares.pow(self.power).mul_(self.factors[number] ** 2).add_(self.floor**2).sqrt_()
+        out = squares.pow(self.power).mul_(self.factors[number] ** 2)
+        if self.power < 1:
+            out *= (squares / self.reach**2).clamp_(min=1).pow_(1 - self.power)
+        return out.add_(self.floor**2).sqrt_()
 
 
 class Uncertainty:
@@ -110,6 +115,7 @@ class Uncertainty:
             "method": METHOD,
             "floor": self.scale.floor,
             "power": self.scale.power,
+            "reach": self.scale.reach,
             "factors": {str(z): self.scale.factors[z] for z in self.species},
             "largest": self.largest,
             "facts": self.facts,
@@ -124,7 +130,7 @@ class Uncertainty:
         Raises:
             ValueError: whatever does not fit.
         """
-        kinds = {"method": str, "floor": float, "power": float, "factors": dict, "largest": float, "facts": dict}
+        kinds = dict(method=str, floor=float, power=float, reach=float, factors=dict, largest=float, facts=dict)
         found = {key: type(value) for key, value in entry.items()}
         if found != kinds or entry["method"] != METHOD:
             raise ValueError(f"uncertainty {str(entry)[:300]} is not of the method {METHOD!r} with {', '.join(kinds)}")
@@ -137,7 +143,7 @@ class Uncertainty:
             names = str(sorted(tensors))[:300]
             raise ValueError(f"uncertainty has the tensors {names} (not float32: {str(wrong)[:300]})")
         tables = [{z: tensors[f"{PREFIX}{name}.{z}"] for z in species} for name in ("centres", "widths")]
-        scale = Scale(entry["floor"], entry["power"], {z: factors[str(z)] for z in species})
+        scale = Scale(entry["floor"], entry["power"], entry["reach"], {z: factors[str(z)] for z in species})
         return cls(*tables, scale, entry["largest"], entry["facts"])
 
 
@@ -145,7 +151,7 @@ def _check(uncertainty: Uncertainty, widths: dict) -> None:
     species, scale = uncertainty.species, uncertainty.scale
     if not species or set(widths) != set(species) or set(scale.factors) != set(species):
         raise ValueError(f"centres for {species}, widths for {sorted(widths)}, factors for {sorted(scale.factors)}")
-    numbers = {"floor": scale.floor, "power": scale.power, "largest sigma": uncertainty.largest}
+    numbers = {"floor": scale.floor, "power": scale.power, "reach": scale.reach, "largest sigma": uncertainty.largest}
     numbers |= {f"factor of element {z}": scale.factors[z] for z in species}
     for name, number in numbers.items():
         if not 0 < number < math.inf:

@@ -13,11 +13,12 @@ from torch import Tensor
 from .uncertainty import Scale
 
 FLOOR = 0.02  # of the validation set's root mean square error: smaller errors, as by symmetry, are not resolved
+_STARTS = (0.02, 0.1, 0.4)  # for the floor, in the same unit
 _NARROWEST = 1e-2  # the least width of a descriptor, in root mean squares of all widths: no division by almost nothing
 _ROUNDS = 20  # of k-means
 _MOST_ATOMS = 50_000  # of an element, that centres are made from: a random part of larger sets
 _FEWEST = 50  # atoms of an element for a factor of its own
-_POWERS = (0.25, 4.0)
+_POWERS = (0.5, 4.0)
 
 
 def cluster(x: Tensor, n_centres: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -48,7 +49,7 @@ def cluster(x: Tensor, n_centres: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def fit_scale(numbers: np.ndarray, distances: np.ndarray, errors: np.ndarray, species: tuple[int, ...]) -> Scale:
     """The scale of greatest likelihood for errors of three normal components with sigma_i^2 / 3 each.
 
-    The power is that of all atoms together; an element with few atoms in the validation set shares their factor.
+    Floor and power are those of all atoms together; an element with few atoms in the validation set shares their factor.
 
     Args:
         numbers: (n,).
@@ -62,24 +63,28 @@ def fit_scale(numbers: np.ndarray, distances: np.ndarray, errors: np.ndarray, sp
     rms = math.sqrt((errors**2).mean()) if len(errors) else 0.0
     if not rms > 0:
         raise ValueError(f"a scale cannot be fitted to {len(errors)} errors with the root mean square {rms} eV/A")
-    floor, logs = FLOOR * rms, np.log(np.maximum(distances, 1e-9))
+    logs = np.log(np.maximum(distances, 1e-9))
+    middle, least = 0.5 * math.log((distances**2).mean() + 1e-18), FLOOR * rms  # where sigma is the level
 
-    def loss(log_factor: float, power: float, some=slice(None)) -> float:
-        variance = floor**2 + np.exp(2 * (log_factor + power * logs[some]))
-        return float((1.5 * np.log(variance) + 1.5 * (errors[some] ** 2 + floor**2) / variance).mean())
+    def loss(level: float, power: float, log_floor: float, some=slice(None)) -> float:
+        variance = np.exp(2 * log_floor) + np.exp(2 * (level + power * (logs[some] - middle)))
+        return float((1.5 * np.log(variance) + 1.5 * (errors[some] ** 2 + least**2) / variance).mean())
 
-    middle = logs.mean()  # there the factor and the power do not mix
-    start = [math.log(rms), 1.0]
-    bounds = [(math.log(floor) - 10, math.log(rms) + 10), _POWERS]
-    found = minimize(lambda p: loss(p[0] - p[1] * middle, p[1]), start, method="Nelder-Mead", bounds=bounds)
-    level, power = found.x
+    levels = math.log(least) - 10, math.log(rms) + 10
+    bounds = [levels, _POWERS, (math.log(least), math.log(rms))]
+    tries = [
+        minimize(lambda p: loss(*p), [math.log(rms), power, math.log(start * rms)], method="Nelder-Mead", bounds=bounds)
+        for start in _STARTS
+        for power in (0.8, 1.5)
+    ]
+    level, power, log_floor = min(tries, key=lambda found: found.fun).x
     factors = dict.fromkeys(species, math.exp(level - power * middle))
     for z in species:
         some = np.flatnonzero(numbers == z)
-        if len(some) >= _FEWEST and len(some) < len(numbers):
-            one = minimize_scalar(lambda f: loss(f - power * middle, power, some), bounds=bounds[0], method="bounded")
-            factors[z] = math.exp(one.x - power * middle)
-    return Scale(floor, float(power), factors)
+        if _FEWEST <= len(some) < len(numbers):
+            own = minimize_scalar(lambda f: loss(f, power, log_floor, some), bounds=levels, method="bounded")
+            factors[z] = math.exp(own.x - power * middle)
+    return Scale(math.exp(log_floor), float(power), max(float(distances.max()), 1e-9), factors)
 
 
 def judge(errors: np.ndarray, sigma: np.ndarray, n_bins: int = 10) -> dict:

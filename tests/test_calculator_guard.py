@@ -25,7 +25,7 @@ def centred(potential: Potential, atoms, largest=0.4) -> Potential:
     species, numbers = potential.species, torch.from_numpy(atoms.numbers.copy())
     centres = {z: descriptors[numbers == z] for z in species}
     widths = {z: torch.full((descriptors.shape[1],), 0.1) for z in species}
-    potential.uncertainty = Uncertainty(centres, widths, Scale(1e-4, 1.0, dict.fromkeys(species, 1.0)), largest)
+    potential.uncertainty = Uncertainty(centres, widths, Scale(1e-4, 1.0, 1.0, dict.fromkeys(species, 1.0)), largest)
     return potential
 
 

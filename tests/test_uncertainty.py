@@ -15,11 +15,11 @@ from ase_equinn.uncertainty_fit import cluster, fit_scale, judge
 from ase_equinn.uncertainty_nearest import Nearest
 
 
-def random_uncertainty(species=(6, 14), k=3, seed=0) -> Uncertainty:
+def random_uncertainty(species=(6, 14), k=3, seed=0, power=1.3) -> Uncertainty:
     generator = torch.Generator().manual_seed(seed)
     centres = {z: torch.randn(5 + z, k, generator=generator) for z in species}
     widths = {z: torch.rand(k, generator=generator) + 0.1 for z in species}
-    scale = Scale(0.01, 1.3, {z: 0.2 * z for z in species})
+    scale = Scale(0.01, power, 2.0, {z: 0.2 * z for z in species})
     return Uncertainty(centres, widths, scale, 0.7, {"note": "random"})
 
 
@@ -28,18 +28,24 @@ def by_hand(uncertainty: Uncertainty, number: int, x) -> tuple[float, float]:
     centres, widths = uncertainty.centres[number].double().numpy(), uncertainty.widths[number].double().numpy()
     d = min(math.sqrt(np.mean(((x - centre) / widths) ** 2)) for centre in centres)
     scale = uncertainty.scale
-    return d, math.hypot(scale.floor, scale.factors[number] * d**scale.power)
+    if d > scale.reach:  # continued in proportion, if it grows more slowly
+        term = scale.factors[number] * scale.reach**scale.power * (d / scale.reach) ** max(1.0, scale.power)
+    else:
+        term = scale.factors[number] * d**scale.power
+    return d, math.hypot(scale.floor, term)
 
 
+@pytest.mark.parametrize("power", [0.6, 1.0, 1.3])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_distances_and_sigma_by_hand(dtype, tolerance):
-    uncertainty = random_uncertainty()
+def test_distances_and_sigma_by_hand(dtype, tolerance, power):
+    uncertainty = random_uncertainty(power=power)
     numbers = torch.tensor([6, 14, 14, 6, 14])
     x = (3 * torch.randn(5, 3, generator=torch.Generator().manual_seed(1))).to(dtype)
     expected = np.array([by_hand(uncertainty, int(z), row) for z, row in zip(numbers, x.double().numpy())])
     np.testing.assert_allclose(uncertainty.distances(numbers, x).numpy(), expected[:, 0], rtol=tolerance)
     np.testing.assert_allclose(uncertainty.sigma(numbers, x).numpy(), expected[:, 1], rtol=tolerance)
-    alone = random_uncertainty((14,))
+    assert expected[:, 0].min() < 2.0 < expected[:, 0].max()  # on both sides of the reach
+    alone = random_uncertainty((14,), power=power)
     expected = [by_hand(alone, 14, row)[1] for row in x.double().numpy()]
     np.testing.assert_allclose(alone.sigma(torch.full((5,), 14), x).numpy(), expected, rtol=tolerance)
     assert not len(uncertainty.sigma(numbers[:0], x[:0])) and not len(alone.sigma(numbers[:0], x[:0]))
@@ -90,14 +96,15 @@ def test_the_scale_that_errors_were_drawn_from():
     """3000 atoms of each of two elements: factors to 5 %, the power to 0.05 (statistical errors are half of that)."""
     rng = np.random.default_rng(0)
     numbers, distances = np.repeat([6, 14], 3000), np.exp(rng.uniform(-3, 1, 6000))
-    truth = Scale(0.0, 1.4, {6: 0.3, 14: 0.1})
+    truth = Scale(0.0, 1.4, 1.0, {6: 0.3, 14: 0.1})
     sigma = np.array([truth.factors[z] * d**truth.power for z, d in zip(numbers.tolist(), distances)])
     errors = np.linalg.norm(rng.standard_normal((6000, 3)), axis=1) / math.sqrt(3) * sigma
     found = fit_scale(numbers, distances, errors, (6, 14, 29))
     assert found.power == pytest.approx(1.4, abs=0.05)
     assert found.factors[6] == pytest.approx(0.3, rel=0.05) and found.factors[14] == pytest.approx(0.1, rel=0.05)
+    assert found.reach == distances.max()
     assert found.factors[14] < found.factors[29] < found.factors[6]  # none of its own: that of all together
-    assert found.floor == pytest.approx(0.02 * np.sqrt((errors**2).mean()))
+    assert found.floor < 0.1 * sigma.min() + 0.03 * np.sqrt((errors**2).mean())
     judged = judge(errors, sigma)
     for row in judged["coverage"]:
         assert row["fraction"] == pytest.approx(row["normal"], abs=0.02)
@@ -145,6 +152,7 @@ CHANGES = [
     ({"floor": 0.0}, "floor must be positive and finite, got 0.0"),
     ({"power": -1.0}, "power must be positive"),
     ({"power": "1"}, "is not of the method"),
+    ({"reach": 0.0}, "reach must be positive and finite, got 0.0"),
     ({"factors": {"6": 1.0}}, "not one number for each of (6, 14)"),
     ({"factors": {"6": 1.0, "14": "2"}}, "not one number for each"),
     ({"factors": {"6": 1.0, "14": -2.0}}, "factor of element 14 must be positive and finite, got -2.0"),
