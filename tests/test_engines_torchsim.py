@@ -13,7 +13,7 @@ ts = pytest.importorskip("torch_sim", reason='torch-sim is not installed: pip in
 
 from torch_sim.models.interface import ModelInterface, validate_model_outputs  # noqa: E402
 
-from ase_equinn.engines.torchsim import torchsim_model  # noqa: E402
+from ase_equinn.engines.torchsim import evaluate_frames, torchsim_model  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -157,3 +157,7 @@ def test_what_cannot_be_evaluated_is_named(pair):
     broken.positions[1, 0] = np.nan
     refused(broken, "structure 1: the position of atom 1 is not finite")
     refused(Atoms("Cu2", [[0, 0, 0], [0, 0, 1e-6]], cell=[9, 9, 9], pbc=True), "structure 1: atoms 0 and 1 are 1e-06 A")
+    slab = bulk("Cu", cubic=True)
+    slab.pbc[2] = False
+    with pytest.raises(ValueError, match=r"frame 0: .* pbc is \[True, True, False\]"):
+        evaluate_frames(pair, [slab])

@@ -77,9 +77,14 @@ def evaluate_frames(
     Args:
         potential, device, dtype: see `ase_equinn.evaluate`.
         frames: each periodic in all directions or in none; those that are and those that are not go in two batches.
+    Raises:
+        ValueError: a frame that is periodic in some directions only, which torch-sim would take for a molecule.
     """
     from torch_sim.io import atoms_to_state
 
+    for k, atoms in enumerate(frames):
+        if atoms.pbc.any() and not atoms.pbc.all():
+            raise ValueError(f"frame {k}: torch-sim knows all directions periodic or none, pbc is {atoms.pbc.tolist()}")
     model = torchsim_model(potential, device=device, dtype=dtype)
     results: list[dict] = [{}] * len(frames)
     for periodic in (True, False):
