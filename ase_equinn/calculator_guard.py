@@ -93,7 +93,7 @@ def guard_of(parameters: dict, potentials: Sequence[Potential]) -> Guard | None:
         return None
     if len(potentials) > 1:
         if threshold is None:
-            raise ValueError(f"guard={kind!r} of a committee needs a guard_threshold: how many eV/A of spread are too much")
+            raise ValueError(f"guard={kind!r} of a committee needs a guard_threshold: what spread is too much, eV/A")
     elif potentials[0].uncertainty is None:
         raise ValueError(
             f"guard={kind!r} needs a potential with uncertainties (equinn calibrate gives it some) or a committee"

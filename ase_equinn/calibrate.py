@@ -17,7 +17,7 @@ from .potential import Potential
 from .uncertainty import Scale, Uncertainty
 from .uncertainty_fit import cluster, fit_scale, judge
 
-CENTRES = 256  # for each element: fewer tell less, more do not help, see benchmarks/uncertainty.md
+CENTRES = 128  # for each element: fewer tell less, more do not help, see benchmarks/uncertainty.md
 _BATCH_ATOMS = 500
 Report = Callable[[str, int, int], None]
 

@@ -147,6 +147,7 @@ def header(path: str, found: dict, potential) -> None:
         ["runs here on", f"{device.type}, operators: {backend}"],
         *([key.replace("_", " "), nested(value)] for key, value in sorted(metadata.items())),
         *([key.replace("_", " "), text(value)] for key, value in training.items() if not isinstance(value, dict)),
+        ["uncertainties", _uncertainty(found.get("uncertainty"))],
         ["written by", f"ase_equinn {found['code_version']}, format {found['format_version']}"],
         ["sha256", found["sha256"]],
     ]
@@ -157,6 +158,14 @@ def header(path: str, found: dict, potential) -> None:
     if trained_errors:
         out().print("[bold]Errors[/]")
         out().print(error_table(trained_errors))
+
+
+def _uncertainty(entry: dict | None) -> str:
+    if entry is None:
+        return "none: equinn calibrate gives it some"
+    valid = entry["facts"].get("valid", {})
+    within = ", ".join(f"{100 * row['fraction']:.1f} % within {row['sigmas']} sigma" for row in valid.get("coverage", ()))
+    return f"of forces; on the validation set {within or '-'}"
 
 
 def nested(value, indent: int = 0) -> str:

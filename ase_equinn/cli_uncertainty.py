@@ -25,7 +25,7 @@ def calibrate(
         list[Path] | None, typer.Option(help="Judge the uncertainties on these as well.", show_default=False)
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a reliability plot.", show_default=False)] = None,
-    centres: Annotated[int, typer.Option(min=1, help="That stand for the training atoms of an element.")] = 256,
+    centres: Annotated[int, typer.Option(min=1, help="That stand for the training atoms of an element.")] = 128,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the potential in that folder.")] = False,
     device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
 ):

@@ -3,8 +3,8 @@
     sigma_i^2 = floor^2 + (factor_Z d_i^power)^2        d_i^2 = min_c sum_a ((x_ia - c_a) / w_a)^2 / k
 
 x_i are the k descriptors of atom i, c the centres that stand for the training atoms of its element Z, w_a their
-standard deviations. sigma_i, eV/A, predicts the root mean square of |F_i - F_i(reference)|. Beyond the reach, the largest
-distance on the validation set, the second term grows at least in proportion to d: there nothing was fitted.
+standard deviations. sigma_i, eV/A, predicts the root mean square of |F_i - F_i(reference)|. Beyond the reach, the
+largest distance on the validation set, nothing was fitted: there the second term grows at least in proportion to d.
 
 Source: distances in the latent space as a measure of error, scaled on held-out data: Janet, Duan, Yang, Nandy, Kulik,
 Chem. Sci. 10, 7913 (2019). Clusters of the training set's features of atoms for interatomic potentials: Zhu, Batzner,

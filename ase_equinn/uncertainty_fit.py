@@ -49,7 +49,7 @@ def cluster(x: Tensor, n_centres: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def fit_scale(numbers: np.ndarray, distances: np.ndarray, errors: np.ndarray, species: tuple[int, ...]) -> Scale:
     """The scale of greatest likelihood for errors of three normal components with sigma_i^2 / 3 each.
 
-    Floor and power are those of all atoms together; an element with few atoms in the validation set shares their factor.
+    Floor and power are those of all atoms; so is the factor of an element with few atoms in the validation set.
 
     Args:
         numbers: (n,).

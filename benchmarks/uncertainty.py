@@ -3,8 +3,9 @@
     python benchmarks/uncertainty.py silicon --train examples/data/si_zuo2020/Si_train.xyz \
         --valid examples/data/si_zuo2020/Si_valid.xyz
 
-Every method is scaled on six sevenths of the validation frames and judged on the seventh, in turn. Several potentials are
-judged as a committee as well. The loss is the mean negative log-likelihood of the errors, three normal components each.
+Every method is scaled on six sevenths of the validation frames and judged on the seventh, in turn. Several potentials
+are judged as a committee as well. The loss is the mean negative log-likelihood of the errors, three normal components
+each.
 """
 
 import argparse
@@ -109,7 +110,8 @@ if __name__ == "__main__":
     parser.add_argument("--train", nargs="+", required=True)
     parser.add_argument("--valid", nargs="+", required=True)
     args = parser.parse_args()
-    sets = [[frame for frame in read_frames(files).frames if frame.forces is not None] for files in (args.train, args.valid)]
+    sets = [read_frames(files).frames for files in (args.train, args.valid)]
+    sets = [[frame for frame in frames if frame.forces is not None] for frames in sets]
     for name in args.potentials:
         print(f"\n{name}\n\n| method | rank correlation | loss | errors within 1 / 2 / 3 sigma, % |\n|---|---|---|---|")
         known = one(name, *sets)
