@@ -174,7 +174,8 @@ class Program:
         if not gradient:
             return Evaluation(node_energy, None, None)
         virial = memory.arrays["node_virial"][: 9 * n_atoms].clone()
-        virial[9 * rows[-1] :] = 0.0
+        if rows[-1] < n_atoms:
+            virial[9 * rows[-1] :] = 0.0
         return Evaluation(node_energy, forces.sum(0).view(n_atoms, 3), virial.view(n_atoms, 3, 3))
 
     def parts(self, species: Tensor, row_ptr: Tensor, neighbour: Tensor, vectors: Tensor) -> "Parts":
