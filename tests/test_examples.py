@@ -129,7 +129,8 @@ def test_pimd_ethanol(run, tmp_path):
     torch.manual_seed(0)
     Potential(SchNet((1, 6, 8), 4.0, n_channels=8, n_layers=1, n_basis=8), scale=0.01).save(tmp_path / "tiny")
     text = run("pimd_ethanol.py", "--potential", "tiny", "--steps", 4, "--socket", f"example_{os.getpid()}")
-    assert [n > 0 for n in numbers(r"client 0: (\d+) evaluations served\nclient 1: (\d+)", text)] == [True, True]
+    served = [int(n) for n in re.findall(r"client \d: (\d+) evaluations served", text)]
+    assert sum(served) == 4 * (4 + 1)  # of a run this short a client that starts late may find nothing left to do
     assert 0.1 < numbers(r"kinetic energy ([\d.]+) eV", text)[0] < 1
     assert len(read(tmp_path / "pimd/pimd.pos_3.xyz", ":")) == 1
 
