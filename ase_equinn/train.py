@@ -23,6 +23,7 @@ from .train_progress import Display
 from .train_schedule import Clock
 from .train_sets import Sets, read_sets, resolved
 from .train_statistics import build_potential, check_model, species_of, statistics
+from .train_terms import complete, repulsion, without
 
 
 def train(
@@ -78,17 +79,20 @@ def prepare_run(
     config: TrainConfig, sets: Sets, folder: Path, resume: bool, started: float, console: Console
 ) -> tuple[Run, dict]:
     """(run, facts): everything up to the first step, or what a checkpoint says; facts go into every checkpoint."""
-    samples = prepare(sets.train, [config.model.cutoff])
+    prepare(sets.train, [config.model.cutoff])
     species = species_of([*sets.train, *sets.isolated])
-    valid_samples = prepare(sets.valid, [config.model.cutoff], species)
-    prepare(sets.test, [config.model.cutoff], species)
+    for frames in (sets.valid, sets.test):
+        prepare(frames, [config.model.cutoff], species)
+    term = repulsion(config, species)
+    train, valid = without(sets.train, term), without(sets.valid, term)
+    samples, valid_samples = prepare(train, [config.model.cutoff]), prepare(valid, [config.model.cutoff])
     checkpoint = load_checkpoint(_checkpoint(folder)) if resume and _checkpoint(folder).exists() else None
     identity = _identity(config)
     if checkpoint:
         _check_same_run(checkpoint.state["identity"], identity, _checkpoint(folder))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "train.yaml", to_yaml(config).encode())
-    found = checkpoint.state["statistics"] if checkpoint else statistics(config, sets.train, sets.isolated, samples)
+    found = checkpoint.state["statistics"] if checkpoint else statistics(config, train, sets.isolated, samples)
     n_steps = config.training.epochs * -(-len(samples) // config.training.batch_size)
     elapsed = (checkpoint.state["elapsed"] if checkpoint else 0.0) + time.monotonic() - started
     groups = {"train": sets.train, "valid": sets.valid, "test": sets.test, "isolated": sets.isolated}
@@ -99,8 +103,9 @@ def prepare_run(
         config,
         build_potential(config, found),
         samples,
-        (sets.valid, valid_samples),
+        (valid, valid_samples),
         Clock(config.max_seconds, n_steps, elapsed),
+        term,
         n_test=len(sets.test),
     )
     if checkpoint:
@@ -146,4 +151,4 @@ def _epoch_done(run: Run, display: Display, folder: Path) -> None:
     display.epoch(run)
     if run.best_epoch == run.epoch:  # a killed run leaves its best potential
         run.averaged.metadata = {"training": {"unfinished_after_epoch": run.epoch}}
-        run.averaged.save(folder)
+        complete(run.averaged, run.term).save(folder)

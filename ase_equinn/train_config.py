@@ -152,12 +152,15 @@ class TrainConfig(_Section):
 
     `reference_energies`: eV per isolated atom by symbol; species that are left out come from isolated-atom frames
     (one atom without periodicity, or config_type IsolatedAtom) or else from least squares.
+    `zbl`: the Ziegler-Biersack-Littmark repulsion acts below the sum of two covalent radii, and the network learns what
+    remains: atoms that collide repel, where data say nothing.
     """
 
     data: DataConfig
     output: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
     model: Annotated[ModelConfig, BeforeValidator(_as_named)] = ModelConfig()
     reference_energies: dict[str, float] = {}
+    zbl: bool = True
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     max_time: Annotated[str | None, BeforeValidator(_as_time)] = None

@@ -15,6 +15,7 @@ from .derivatives import derivatives
 from .evaluate_files import predict
 from .metrics import errors
 from .potential import Potential
+from .terms.zbl import ZBL
 from .train_checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from .train_config import TrainConfig
 from .train_loss import loss, loss_of_predictions, residuals
@@ -30,6 +31,7 @@ class Run:
 
     Attributes:
         potential, averaged: the trained weights and their exponential moving average, which is validated and saved.
+        term: what the labels were freed of, see train_terms; the potentials here lack it.
         epoch, step: completed ones. rows: one dict per epoch, the lines of log.csv.
         best_loss, best_epoch, best: validation loss, epoch and weights of the best average so far.
     """
@@ -41,11 +43,12 @@ class Run:
         samples: Sequence[Batch],
         valid: tuple[Sequence[Frame], Sequence[Batch]],
         clock: Clock,
+        term: ZBL | None = None,
         n_test: int = 0,
         report: Callable[[dict], None] = lambda row: None,
     ):
         training = config.training
-        self.config, self.clock, self.report, self.n_test = config, clock, report, n_test
+        self.config, self.clock, self.term, self.report, self.n_test = config, clock, term, report, n_test
         self.n_shown = min(TRAIN_SHOWN, len(samples))  # training frames that are evaluated at the end
         self.potential, self.averaged = potential.train(), copy.deepcopy(potential).eval().requires_grad_(False)
         self.batches = EpochBatches(samples, training.batch_size, config.seed)

@@ -23,6 +23,7 @@ from .train_card import card
 from .train_module import Run
 from .train_progress import duration, number
 from .train_sets import Sets
+from .train_terms import complete
 
 CHECKED = 5  # structures in check.xyz
 
@@ -42,7 +43,7 @@ class TrainResult(NamedTuple):
 def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
     """Evaluates the best weights on all sets and writes the folder; the checkpoint stays if the run can be resumed."""
     folder = Path(run.config.output)
-    potential = run.best_potential()
+    potential = complete(run.best_potential(), run.term)
     groups = {"train": sets.train[:: -(-len(sets.train) // run.n_shown)], "valid": sets.valid, "test": sets.test}
     groups = {name: frames for name, frames in groups.items() if frames}
     predictions = {name: predict(potential, prepare(frames, potential.cutoffs)) for name, frames in groups.items()}

@@ -79,7 +79,8 @@ def test_training_learns(finished):
     assert result.errors["valid"]["force_mae"] < 0.5 * float(first["valid_force_mae"])
     assert result.errors["valid"]["stress_mae"] < 0.5 * float(first["valid_stress_mae"])
     best = min(log(folder), key=lambda row: float(row["valid_loss"]))
-    assert result.errors["valid"]["force_mae"] == pytest.approx(float(best["valid_force_mae"]))
+    # in training the core is taken off the labels in float64, here float32 adds it
+    assert result.errors["valid"]["force_mae"] == pytest.approx(float(best["valid_force_mae"]), rel=1e-5)
     assert result.potential.metadata["training"]["best_epoch"] == int(best["epoch"])
 
 
