@@ -127,12 +127,13 @@ class TrainingConfig(_Section):
     `final_learning_rate` times itself along a cosine that ends with the run; schedule "plateau" halves it after
     `plateau_patience` epochs without gain.
     `ema` is the decay of the averaged weights, which are validated and saved. `gradient_clip` bounds the norm, 0: none.
-    `early_stopping`: epochs without gain before stopping, 0: never. `batch_size` counts frames; left out: about 128
+    `optimizer`: see train_optimizers. `early_stopping`: epochs without gain before stopping, 0: never. `batch_size` counts frames; left out: about 128
     atoms, at most 8 frames and a twentieth of the training set.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 200
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"

@@ -19,6 +19,7 @@ from .terms.zbl import ZBL
 from .train_checkpoint import Checkpoint, load_optimizer, optimizer_tensors
 from .train_config import TrainConfig
 from .train_loss import loss, loss_of_predictions, residuals
+from .train_optimizers import make_optimizer
 from .train_schedule import Clock, ema_decay, learning_rate_factor
 
 TRAIN_SHOWN = 200
@@ -54,13 +55,7 @@ class Run:
         self.batches = EpochBatches(samples, training.batch_size, config.seed)
         self.valid_frames, self.valid_samples = valid
         self.parameters = list(potential.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            amsgrad=training.amsgrad,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(training, self.parameters)
         self.epoch = self.step = self.best_epoch = self.plateau_epochs = 0
         self.best_loss, self.plateau_factor = math.inf, 1.0
         self.best: dict[str, torch.Tensor] = {}

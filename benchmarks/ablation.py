@@ -85,7 +85,11 @@ CHANGES = {
     "ema0": {"training": {"ema": 0.0}},
     "decay0.01": {"training": {"weight_decay": 0.01}},
     "decay0.1": {"training": {"weight_decay": 0.1}},
+    "amsgrad": {"training": {"amsgrad": True}},
+    "noamsgrad": {"training": {"amsgrad": False}},
     "muon": {"training": {"optimizer": "muon"}},
+    "muon0.02": {"training": {"optimizer": "muon", "learning_rate": 0.02}},
+    "muon0.04": {"training": {"optimizer": "muon", "learning_rate": 0.04}},
     "seed1": {"seed": 1},
 }
 

@@ -169,8 +169,8 @@ def test_killed_run_resumes_to_the_same_bits(data, tmp_path):
     assert result.errors == train(settings, resume=True, quiet=True).errors  # finished: nothing more happens
 
 
-@pytest.mark.parametrize("schedule", ["plateau", "constant"])
-def test_every_part_of_the_state_survives(data, tmp_path, schedule):
+@pytest.mark.parametrize(("schedule", "optimizer"), [("plateau", "adamw"), ("constant", "muon")])
+def test_every_part_of_the_state_survives(data, tmp_path, schedule, optimizer):
     """Stopped in each epoch once, with a float64 network and weight decay; validation forces have the wrong sign, so
     that no later epoch gains and the plateau schedule acts."""
     images = copper(4, seed=1)
@@ -178,7 +178,7 @@ def test_every_part_of_the_state_survives(data, tmp_path, schedule):
         atoms.arrays["REF_forces"] *= -1
     wrong = {"valid": save(tmp_path / "wrong.xyz", images)}
     training = {"schedule": schedule, "plateau_patience": 1, "dtype": "float64", "weight_decay": 0.01, "warmup": 0.0}
-    loss = {"energy": 0.0, "virial": 0.0}
+    training["optimizer"], loss = optimizer, {"energy": 0.0, "virial": 0.0}
     run = {"training": training, "loss": loss, "zbl": False}  # the core would right the signs
     train(config(data, tmp_path / "whole", data=wrong, **run), quiet=True)
     settings = config(data, tmp_path / "stopped", data=wrong, **run)
