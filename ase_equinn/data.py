@@ -225,47 +225,6 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def find_file(
-    name: str,
-    *,
-    sha256: str | None = None,
-    source: str | None = None,
-    beside: str | Path | None = None,
-    below: str | Path | None = None,
-) -> Path:
-    """The file `name`: as given, in the folder `beside`, or anywhere below the folder `below` by name or by sha256.
-
-    Args:
-        name: as in the config.
-        sha256: of the wanted file; a file with another one is passed over.
-        source: where the file can be had, for the message.
-        beside: the folder of the config file.
-        below: the folder given by the user.
-
-    Raises:
-        FileNotFoundError: nowhere; the message says where was looked and where the file can be had.
-        ValueError: found by name, but with another sha256 than wanted.
-    """
-    near = [Path(name), *([Path(beside) / name] if beside else [])]
-    wrong = []
-    for path in near + (sorted(Path(below).rglob(Path(name).name)) if below else []):
-        if path.is_file():
-            if sha256 is None or file_sha256(path) == sha256.lower():
-                return path
-            wrong.append(path)
-    if sha256 and below:
-        for path in sorted(Path(below).rglob(f"*{Path(name).suffix}")):
-            if path.is_file() and file_sha256(path) == sha256.lower():
-                return path
-    if wrong:
-        raise ValueError(
-            f"{wrong[0]}: sha256 is {file_sha256(wrong[0])}, the config asks for {sha256}: not the same data"
-        )
-    looked = ", ".join(str(place) for place in ("the current folder", beside, below) if place)
-    where = f" It can be had from {source}." if source else ""
-    raise FileNotFoundError(f"data file {name!r} was not found in {looked} (--data DIR adds a folder).{where}")
-
-
 def write_frames(path: str | Path, frames: Sequence[Frame], predictions: Sequence | None = None) -> None:
     """Writes extxyz: labels as REF_energy, REF_forces, REF_stress; predictions as energy, forces, stress.
 

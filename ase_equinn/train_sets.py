@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from .data import Frame, FrameSet, Keys, apply_weights, file_sha256, find_file, is_isolated_atom, read_frames, split
-from .train_config import LEARNING_RATES, ConfigError, DataFile, TrainConfig, nearest
+from .data import Frame, FrameSet, Keys, apply_weights, file_sha256, is_isolated_atom, read_frames, split
+from .data_files import find_file
+from .train_config import LEARNING_RATES, ConfigError, DataConfig, DataFile, TrainConfig, nearest
 from .train_statistics import batch_size
 
 
@@ -22,15 +23,18 @@ class Sets(NamedTuple):
 
 
 def read_sets(config: TrainConfig, beside: Path | None = None, below: str | Path | None = None) -> Sets:
-    """Training, validation and test frames of a config; for `beside` and `below` see data.find_file.
+    """Training, validation and test frames of a config; for `beside` and `below` see data_files.find_file.
 
     Without validation files a seeded part of the training frames is taken.
+
+    Raises:
+        FileNotFoundError: one message for all files that are missing, with the source, licence and hash of each.
+        ValueError: see data.read_frames; no structure to train or to validate on.
     """
-    data = config.data
+    data, located = config.data, locate(config.data, beside, below)
     notes, files, frames = [], {}, {}
     for part in ("train", "valid", "test"):
-        wanted = getattr(data, part)
-        paths = [find_file(f.file, sha256=f.sha256, source=f.source, beside=beside, below=below) for f in wanted]
+        wanted, paths = getattr(data, part), located[part]
         files[part] = [f.model_copy(update={"sha256": file_sha256(path)}) for f, path in zip(wanted, paths)]
         found = read_frames(paths, Keys(**data.keys.model_dump())) if paths else FrameSet([], {}, [])
         frames[part], notes = found.frames, notes + found.notes
@@ -49,6 +53,24 @@ def read_sets(config: TrainConfig, beside: Path | None = None, below: str | Path
     elif not frames["valid"]:
         raise ValueError("data.valid: the files hold no structure to validate on (isolated atoms apart)")
     return Sets(frames["train"], frames["valid"], frames["test"], isolated, files, notes)
+
+
+def locate(data: DataConfig, beside: Path | None, below: str | Path | None) -> dict[str, list[Path]]:
+    """The paths of the train, valid and test files; where any cannot be used, one error names all of those."""
+    found, problems = {part: [] for part in ("train", "valid", "test")}, []
+    for part, paths in found.items():
+        for f in getattr(data, part):
+            known = {"sha256": f.sha256, "source": f.source, "licence": f.licence}
+            try:
+                paths.append(find_file(f.file, **known, beside=beside, below=below))
+            except (FileNotFoundError, ValueError) as error:
+                problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        unique = dict.fromkeys(map(str, problems))
+        raise FileNotFoundError("\n".join([f"{len(problems)} data files are missing", *unique]))
+    return found
 
 
 def resolved(config: TrainConfig, sets: Sets) -> TrainConfig:

@@ -10,8 +10,6 @@ from labelled import copper, save
 from ase_equinn.data import (
     Keys,
     apply_weights,
-    file_sha256,
-    find_file,
     is_isolated_atom,
     read_frames,
     split,
@@ -190,26 +188,6 @@ def test_split_is_seeded_disjoint_and_complete(tmp_path):
     }
     with pytest.raises(ValueError, match="0.9 of 1 frames leaves none"):
         split(frames[:1], 0.9, 0)
-
-
-def test_find_file(tmp_path):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "a.xyz").write_text("right")
-    (tmp_path / "a.xyz").write_text("wrong")
-    right = file_sha256(tmp_path / "deep" / "a.xyz")
-    assert find_file(str(tmp_path / "a.xyz")) == tmp_path / "a.xyz"
-    assert find_file("a.xyz", beside=tmp_path) == tmp_path / "a.xyz"
-    assert find_file("deep/a.xyz", beside=tmp_path) == tmp_path / "deep" / "a.xyz"
-    assert find_file("elsewhere/a.xyz", below=tmp_path) == tmp_path / "a.xyz"
-    assert find_file("elsewhere/a.xyz", sha256=right, below=tmp_path) == tmp_path / "deep" / "a.xyz"
-    assert find_file("renamed.xyz", sha256=right.upper(), below=tmp_path) == tmp_path / "deep" / "a.xyz"
-    with pytest.raises(ValueError, match="not the same data"):
-        find_file(str(tmp_path / "a.xyz"), sha256=right)
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"'b.xyz' was not found in the current folder, .*--data DIR.* It can be had from example.org",
-    ):
-        find_file("b.xyz", source="example.org", below=tmp_path)
 
 
 def test_written_frames_read_back(tmp_path, images):
