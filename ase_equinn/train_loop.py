@@ -61,6 +61,9 @@ def _adapter(run: Run, checkpoint_path: Path, extra: dict, after_step: Callable[
         def training_step(self, batch, batch_idx):
             return run.loss(batch)
 
+        def backward(self, loss):
+            loss.backward(inputs=run.parameters)  # not by the edge vectors, leaves as well, where nothing is to be learned
+
         def on_train_batch_end(self, outputs, batch, batch_idx):
             run.after_step()
             self.complete = batch_idx + 1 == len(run.batches)

@@ -118,8 +118,9 @@ def test_generated_kernels_equal_the_reference_to_second_order(case, tables, mon
         first = torch.autograd.grad(out, inputs, g, create_graph=True)
         along = [torch.randn_like(t) for t in first]
         second = torch.autograd.grad(first, inputs + g, along, retain_graph=True)
-        of_vectors = torch.autograd.grad(first[0], inputs + g, along[0])  # what training on forces takes
-        found[backend] = [*out, *first, *second, *of_vectors]
+        of_vectors = torch.autograd.grad(first[0], inputs + g, along[0], retain_graph=True)
+        learned = torch.autograd.grad(first[0], inputs[1:] + g, along[0])  # what training on forces takes
+        found[backend] = [*out, *first, *second, *of_vectors, *learned]
     for ours, expected in zip(found["auto"], found["reference"], strict=True):
         scale = expected.abs().max().item()
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-11 * scale)  # sums in another order

@@ -10,7 +10,7 @@ from .paths import Path
 
 
 class Backward(Channels):
-    """dr and dY, or the vectors' gradient; dT and dx if wanted; or their derivatives."""
+    """What is wanted of dr and dY, or the vectors' gradient, dT and dx; or their derivatives."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -46,14 +46,18 @@ class Backward(Channels):
         e = self.e
         with e.loop(0, self.edges.n) as k:
             j = self.neighbour(k)
-            widths = sorted({width for term in self.paths.irreps_in for _, _, width in e.pieces(term.mul)})
-            slopes = {width: [self._slot(width) for _ in BASIS] for width in widths}
+            slopes: dict[int, list[Dual]] = {}
+            if self.variant.edge_gradient:
+                widths = sorted({width for term in self.paths.irreps_in for _, _, width in e.pieces(term.mul)})
+                slopes = {width: [self._slot(width) for _ in BASIS] for width in widths}
             self.find_table(k)
             dy: dict = {}
             for path in self.paths.paths:
                 self._path(path, k, j, slopes, dy)
-            self.edges.keep_sums(k, self._slope(slopes, k), dy)
-        self.edges.end()
+            if self.variant.edge_gradient:
+                self.edges.keep_sums(k, self._slope(slopes, k), dy)
+        if self.variant.edge_gradient:
+            self.edges.end()
 
     def _slope(self, slopes: dict, k):
         """dr of edge k in parts: sum of basis' (coefficient dw), over the channels of all paths."""
@@ -69,11 +73,12 @@ class Backward(Channels):
         """One edge, one path, all channels; the gradients of the path's rows are passed on to `dy`."""
         e, totals = self.e, {}
         for start, stop, width in e.pieces(path.mul):
-            slots = {row: e.variable(width) for row in self.forms[path].rows}
+            rows = self.forms[path].rows if self.variant.edge_gradient else []
+            slots = {row: e.variable(width) for row in rows}
             for slot in slots.values():
                 e.set(slot, e.const(0, width))
             with e.piece(start, stop, width) as channel:
-                self._channels(path, k, j, channel, width, slots, slopes[width])
+                self._channels(path, k, j, channel, width, slots, slopes.get(width, []))
             for row, slot in slots.items():
                 part = widen(e, e.get(slot, width), width)
                 totals[row] = e.b.fadd(totals[row], part) if row in totals else part
@@ -109,7 +114,9 @@ class Backward(Channels):
             for q in range(6):
                 gradient = self.result(e.dual_fma(self.edges.spread("h", q, k, width), dw))
                 e.accumulate(gradient, self.p["dT"][0], self.table_index(q, path, channel), width)
-        t = [e.dual_fma(weight, component) for component in x] if slots else []
+        if not slots:
+            return
+        t = [e.dual_fma(weight, component) for component in x]
         for product in form.products:
             if product.row is not None:
                 self.add_product(slots[product.row], t[product.m1], g[product.k], width)

@@ -122,30 +122,30 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *g: Tensor):
         inputs = ctx.saved_tensors
-        _, _, table, *x = wanted(ctx, len(inputs))
+        r, sh, table, *x = wanted(ctx, len(inputs))
         g = (tensor.contiguous() for tensor in g)
-        return (None, *_Backward.apply(ctx.job, (any(x), table), len(inputs), *inputs, *g))
+        return (None, *_Backward.apply(ctx.job, (r or sh, table, any(x)), len(inputs), *inputs, *g))
 
 
 def _run_backward(job: _Job, variant: Variant, arguments: list[Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
     """[dr, dY, dT, dx...] with None for what the variant leaves out."""
     r, sh, table, x = inputs[0], inputs[1], inputs[2], inputs[3:]
-    dr, dsh = torch.empty_like(r), torch.empty_like(sh)
+    slopes = [torch.empty_like(r), torch.empty_like(sh)] if variant.edge_gradient else []
     summed = [*([table] if variant.table_gradient else []), *(x if variant.x_gradient else [])]
     parts = _zeros(summed, len(job.ranges))
-    job.run(variant, [*arguments, dr, dsh], parts)
+    job.run(variant, [*arguments, *slopes], parts)
     totals = iter(_total(parts))
     dtable = next(totals) if variant.table_gradient else None
     dx = [next(totals) if variant.x_gradient else None for _ in x]
-    return [dr, dsh, dtable, *dx]
+    return [*(slopes or (None, None)), dtable, *dx]
 
 
 class _Backward(torch.autograd.Function):
     """(r, Y, T, x..., g...) -> (dr, dY, dT, dx...) of sum <g, A>."""
 
     @staticmethod
-    def forward(ctx, job: _Job, needs: tuple[bool, bool], n_inputs: int, *tensors: Tensor):
-        variant = Variant(backward=True, x_gradient=needs[0], table_gradient=needs[1])
+    def forward(ctx, job: _Job, needs: tuple[bool, bool, bool], n_inputs: int, *tensors: Tensor):
+        variant = Variant(True, edge_gradient=needs[0], table_gradient=needs[1], x_gradient=needs[2])
         ctx.job, ctx.n_inputs = job, n_inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
@@ -166,6 +166,6 @@ class _Backward(torch.autograd.Function):
             out[n:] = _empty_out(job, inputs[0])
             job.run(Variant(False, True, table_tangent), [*inputs, *tangents, *out[n:]])
         if any(need[:n]):
-            variant = Variant(True, True, table_tangent, x_gradient=any(need[3:n]), table_gradient=need[2])
+            variant = Variant(True, True, table_tangent, any(need[3:n]), need[2], edge_gradient=any(need[:2]))
             out[:n] = _run_backward(job, variant, [*inputs, *tangents, *g], inputs)
         return (None, None, None, *out)

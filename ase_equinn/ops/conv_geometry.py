@@ -40,8 +40,9 @@ class EdgeBlock:
         self.scratch = pointers["scratch"][0]
         self.rows: list[Row] = list(dict.fromkeys(row for form in forms.values() for row in form.rows))
         self.degrees = sorted({m for row in self.rows for m, _ in row})  # components of Y that occur
-        self._kinds = ["h", "dh"] if variant.backward else ["h"]
-        sizes = {"knot": 2, "row": len(self.rows), "sums": self._group_rows() if variant.backward else 0}
+        slopes = variant.backward and variant.edge_gradient
+        self._kinds = ["h", "dh"] if slopes else ["h"]
+        sizes = {"knot": 2, "row": len(self.rows), "sums": self._group_rows() if slopes else 0}
         for kind in self._kinds:
             sizes |= {kind: 6} | ({kind + "'": 6} if variant.dual else {})
         if variant.dual:

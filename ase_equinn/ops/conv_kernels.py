@@ -29,7 +29,7 @@ class ConvKernel:
 
     Pointers, in this order: row_ptr, neighbour (int64); scratch; r (E,), Y (n_sh, E), T (knots, 3, n_weights), x...;
     if dual their tangents in the same order (T's only with table_tangent); forward: out...; backward: g..., dr, dY,
-    dT (with table_gradient), dx... (with x_gradient); last the first rows of the edges' tables (int64, with tables).
+    dT (with table_gradient), dx... (with x_gradient); without edge_gradient no dr, dY; last the first rows of the edges' tables (int64, with tables).
     With vectors, vx, vy, vz (E,) each stand in place of r, Y, and gx, gy, gz (E,), the gradient with respect to the
     vectors, in place of dr, dY; lengths and Y are then those of `angular`, edges of length 0 included.
     Integers: first and last centre, E, knots of a table - 1, and the bits of 1 / (knot distance) as float64.
@@ -67,7 +67,7 @@ class ConvKernel:
         if variant.dual:
             counts |= {"r'": 1, "Y'": 1, "T'": int(variant.table_tangent), "x'": n_in}
         if variant.backward:
-            counts |= {"g": n_out} | dict.fromkeys(slopes, 1)
+            counts |= {"g": n_out} | dict.fromkeys(slopes, int(variant.edge_gradient))
             counts |= {"dT": int(variant.table_gradient), "dx": n_in * variant.x_gradient}
         else:
             counts |= {"out": n_out}

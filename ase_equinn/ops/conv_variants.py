@@ -43,6 +43,7 @@ class Variant(NamedTuple):
     table_tangent: bool = False  # T has one as well
     x_gradient: bool = True
     table_gradient: bool = False
+    edge_gradient: bool = True  # with respect to r and Y, or to the vectors
     tables: bool = False  # every edge has a table of its own, which begins at a row of T
     vectors: bool = False  # edges are given by their vectors, not by r and Y
     add_vectors: bool = False  # the gradient with respect to the vectors is added to what is there
@@ -58,5 +59,5 @@ class Variant(NamedTuple):
         """
         if self.vectors and self.dual:
             raise ValueError(f"a kernel in dual arithmetic takes lengths and harmonics, not vectors: {self.name}")
-        if self.add_vectors and not (self.vectors and self.backward):
+        if self.add_vectors and not (self.vectors and self.backward and self.edge_gradient):
             raise ValueError(f"only a backward kernel of vectors can add to their gradient: {self.name}")
