@@ -7,6 +7,8 @@ from ase.data import atomic_numbers
 from .potential import Potential
 from .train_progress import duration, number
 
+PARTS = ("train", "valid", "test")  # a file's metadata come back in alphabetical order
+
 
 def card(potential: Potential, name: str) -> str:
     """Markdown made of the potential's metadata alone."""
@@ -30,13 +32,13 @@ def card(potential: Potential, name: str) -> str:
         "",
         "| set | frames | E MAE meV/atom | E RMSE | F MAE meV/A | F RMSE | S MAE meV/A^3 | S RMSE |",
         "|---|---|---|---|---|---|---|---|",
-        *(_error_row(key, result) for key, result in facts["errors"].items()),
+        *(_error_row(part, facts["errors"][part]) for part in PARTS if part in facts["errors"]),
         "",
         "Forces and stresses by component. The weights have the least loss on `valid`; `test` was looked at once.",
         "",
         "## Data",
         "",
-        *(_file_line(part, entry) for part, entries in data["files"].items() for entry in entries),
+        *(_file_line(part, entry) for part in PARTS for entry in data["files"].get(part, [])),
         "",
         f"{data['n_frames']} training frames, {data['n_atoms']} atoms: "
         + ", ".join(f"{count} {symbol}" for symbol, count in data["elements"].items()),
