@@ -17,6 +17,7 @@ from . import cli_engines
 from . import cli_output as show
 from .cli_import import import_app
 from .cli_plot import plot_app
+from .cli_robustness import holes
 from .cli_uncertainty import calibrate
 
 RUN, MAKE, LOOK = "Run a potential", "Make and judge a potential", "Look at what it is made of"
@@ -38,6 +39,8 @@ EPILOG = """
 `equinn eval my_potential test.xyz --json errors.json --plot parity.png`
 
 `equinn check my_potential structure.xyz` tests forces, stress, symmetries and drift
+
+`equinn holes my_potential --out holes.xyz` looks for structures that collapse: random cells, collisions, 3000 K
 
 `equinn import mace my_mace.model -o my_potential` turns a trained MACE model into a potential
 
@@ -89,6 +92,7 @@ app = typer.Typer(
 app.add_typer(import_app, name="import", rich_help_panel=MAKE)
 app.add_typer(plot_app, name="plot", rich_help_panel=LOOK)
 app.command(rich_help_panel=MAKE)(calibrate)
+app.command(rich_help_panel=MAKE)(holes)
 cli_engines.register(app)
 
 
