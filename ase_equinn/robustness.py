@@ -76,7 +76,7 @@ def find_holes(
         tell(f"random {name}", 0, 1)
         searches.append(
             search(ready, known, name, numbers, n_cells=n_cells, sizes=sizes, seed=seed,
-                   progress=lambda step: tell(f"random {name}", step, 100))
+                   progress=lambda step, name=name: tell(f"random {name}", step, 100))
         )  # fmt: skip
     scans, compressions = scan_pairs(ready, known), compress(ready, known)
     hot: list[HotResult] = []

@@ -115,7 +115,7 @@ def _stored(model: Any) -> list[Atoms]:
 
 def pairs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Each pair of elements once."""
-    return list(combinations_with_replacement(sorted(set(int(z) for z in numbers)), 2))
+    return list(combinations_with_replacement(sorted({int(z) for z in numbers}), 2))
 
 
 def evaluate_each(ready: Evaluator, structures: Sequence[Atoms], gradient: bool = True) -> list[dict | None]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.data import atomic_masses, chemical_symbols
 
 from .calculator import EquiCalculator
