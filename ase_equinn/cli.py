@@ -17,6 +17,7 @@ from . import cli_engines
 from . import cli_output as show
 from .cli_import import import_app
 from .cli_plot import plot_app
+from .cli_properties import properties
 from .cli_robustness import holes
 from .cli_uncertainty import calibrate
 
@@ -41,6 +42,8 @@ EPILOG = """
 `equinn check my_potential structure.xyz` tests forces, stress, symmetries and drift
 
 `equinn holes my_potential --out holes.xyz` looks for structures that collapse: random cells, collisions, 3000 K
+
+`equinn properties silicon --liquid-temperature 2000 --plot silicon.png` measures an element's crystal and liquid
 
 `equinn import mace my_mace.model -o my_potential` turns a trained MACE model into a potential
 
@@ -93,6 +96,7 @@ app.add_typer(import_app, name="import", rich_help_panel=MAKE)
 app.add_typer(plot_app, name="plot", rich_help_panel=LOOK)
 app.command(rich_help_panel=MAKE)(calibrate)
 app.command(rich_help_panel=MAKE)(holes)
+app.command(rich_help_panel=MAKE)(properties)
 cli_engines.register(app)
 
 

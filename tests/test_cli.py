@@ -20,7 +20,7 @@ from ase_equinn.cli_output import explain
 
 COMMANDS = (
     "demo", "train", "eval", "info", "check", "bench", "calibrate", "import", "relax", "md", "plot", "lammps", "ipi",
-    "parity",
+    "parity", "properties",
 )  # fmt: skip
 
 

