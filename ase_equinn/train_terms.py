@@ -1,41 +1,42 @@
-"""The repulsive core under a network in training: labels are freed of it once, the finished potential has it added."""
+"""The repulsive core that a trained network gets: it acts below the distances of the training set only."""
 
 from __future__ import annotations
 
 from typing import Sequence
 
-import numpy as np
 import torch
 
-from .data import Frame
-from .data_batches import prepare
-from .evaluate_files import predict
+from .data_batches import Batch
+from .graph import edge_vectors
 from .potential import Potential
 from .radial_transforms import covalent_radius
 from .terms.zbl import ZBL
 from .train_config import TrainConfig
 
 
-def repulsion(config: TrainConfig, species: Sequence[int]) -> ZBL | None:
-    """The ZBL term of a run, None if the config wants none: it ends at the covalent radii, at the cutoff at the latest."""
+def repulsion(config: TrainConfig, species: Sequence[int], samples: Sequence[Batch]) -> ZBL | None:
+    """The ZBL term of a run, None if the config wants none.
+
+    It ends at the covalent radii times one factor, at most 1, by which no pair of atoms in the training `samples` (with
+    the network's cutoff) is within it: where there are data, they alone say what the energy is, and training need not
+    know of it.
+    """
     if not config.zbl:
         return None
-    return ZBL(species, radii=[min(covalent_radius(z), 0.5 * config.model.cutoff) for z in species])
+    radii = {z: min(covalent_radius(z), 0.5 * config.model.cutoff) for z in species}
+    ratios = [_shortest_ratio(sample, radii) for sample in samples]
+    factor = min(1.0, *ratios)
+    return ZBL(species, radii=[factor * radii[z] for z in species])
 
 
-def without(frames: Sequence[Frame], term: ZBL | None) -> list[Frame]:
-    """The frames with what the term gives taken off their labels: the term has no parameters, so that is all to do."""
-    if term is None or not frames:
-        return list(frames)
-    found = predict(Potential([term.double()]), prepare(frames, [term.cutoff]))
-    return [
-        frame._replace(
-            energy=None if frame.energy is None else frame.energy - part.energy,
-            forces=None if frame.forces is None else frame.forces - np.asarray(part.forces),
-            stress=None if frame.stress is None else frame.stress - np.asarray(part.stress),
-        )
-        for frame, part in zip(frames, found, strict=True)
-    ]
+def _shortest_ratio(sample: Batch, radii: dict[int, float]) -> float:
+    """The least distance in units of the sum of the two radii."""
+    graph = sample.graphs[0]
+    if not graph.edge_index.shape[1]:
+        return 1.0
+    radius = torch.tensor([radii[z] for z in graph.numbers.tolist()], dtype=torch.float64)
+    lengths = edge_vectors(graph, sample.positions).norm(dim=1)
+    return float((lengths / radius[graph.edge_index].sum(0)).min())
 
 
 def complete(potential: Potential, term: ZBL | None) -> Potential:

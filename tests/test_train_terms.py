@@ -1,4 +1,4 @@
-"""train_terms: labels freed of the repulsive core, and the potential that has it again."""
+"""train_terms: the repulsive core ends where the training set begins."""
 
 import numpy as np
 import pytest
@@ -10,56 +10,50 @@ from ase_equinn.data_batches import prepare
 from ase_equinn.evaluate_files import predict
 from ase_equinn.models.nequip import NequIP
 from ase_equinn.potential import Potential
+from ase_equinn.radial_transforms import covalent_radius
 from ase_equinn.train_config import load_config
-from ase_equinn.train_terms import complete, repulsion, without
+from ase_equinn.train_terms import complete, repulsion
 
 
 def config_of(**options):
     return load_config({"data": {"train": "a.xyz"}, "output": "x"} | options)
 
 
-def frames():
-    rng = np.random.default_rng(0)
-    out = []
-    for pbc in (True, False):
-        atoms = Atoms("Si2Cu", rng.uniform(0, 2.0, (3, 3)) + np.eye(3), cell=np.eye(3) * 6, pbc=pbc)
-        stress = rng.normal(size=(3, 3)) if pbc else None
-        out.append(Frame(atoms, rng.normal(), rng.normal(size=(3, 3)), stress))
-    return out
+def frames(distance, symbols="SiCu"):
+    """Pairs at least `distance` apart."""
+    pairs = [Atoms(symbols, [[0, 0, 0], [0, 0, d]]) for d in (distance, 3.0)]
+    return [Frame(atoms, 0.0, np.zeros((2, 3)), None) for atoms in pairs]
 
 
-def test_labels_are_those_of_the_network_and_the_sum_has_both():
-    term = repulsion(config_of(), (14, 29))
-    given = frames()
-    bare = without(given, term)
+def term_of(distance, **options):
+    return repulsion(config_of(**options), (14, 29), prepare(frames(distance), [5.0]))
+
+
+def potentials(term):
     torch.manual_seed(0)
     network = Potential([NequIP([14, 29], 5.0, 4.0, irreps_hidden="4x0e+4x1o").double()], scale=2.0, shift=0.3)
-    whole = complete(network, term)
-    one, two = (
-        predict(potential, prepare(group, potential.cutoffs)) for potential, group in ((network, bare), (whole, given))
-    )
-    for frame, rest, a, b in zip(given, bare, one, two):
-        assert abs(frame.energy - rest.energy) > 0.1  # the core acts here
-        assert b.energy - frame.energy == pytest.approx(a.energy - rest.energy, abs=1e-9)
-        np.testing.assert_allclose(b.forces - frame.forces, a.forces - rest.forces, atol=1e-9)
-        assert (rest.stress is None) == (frame.stress is None)
-        if frame.stress is not None:
-            np.testing.assert_allclose(b.stress - frame.stress, a.stress - rest.stress, atol=1e-10)
+    return network, complete(network, term.double())
 
 
-def test_missing_labels_stay_missing():
-    bare = without([frames()[0]._replace(energy=None, forces=None)], repulsion(config_of(), (14, 29)))
-    assert bare[0].energy is None and bare[0].forces is None
+def test_the_core_is_zero_on_the_training_set_and_repels_below_it():
+    network, whole = potentials(term_of(2.0))
+    radii = covalent_radius(14) + covalent_radius(29)
+    assert sum(term_of(2.0).radii) == pytest.approx(2.0) and radii > 2.0
+    inside, outside = frames(1.9), frames(2.0)
+    for group, differs in ((inside, True), (outside, False)):
+        a, b = (predict(p, prepare(group, p.cutoffs))[0] for p in (network, whole))
+        assert (b.energy - a.energy > 1e-6) == differs
+        assert (b.forces[1, 2] - a.forces[1, 2] > 1e-5) == differs
+        if not differs:
+            np.testing.assert_allclose(b.forces, a.forces, atol=1e-12)
 
 
-def test_the_core_ends_at_the_covalent_radii_or_the_cutoff():
-    assert repulsion(config_of(), (14,)).cutoff == pytest.approx(2.22)
-    assert repulsion(config_of(model={"name": "nequip", "cutoff": 2.0}), (14,)).cutoff == pytest.approx(2.0)
-    assert repulsion(config_of(zbl=False), (14,)) is None
+def test_without_close_atoms_it_ends_at_the_covalent_radii_and_the_cutoff_at_the_latest():
+    assert sum(term_of(2.9).radii) == pytest.approx(covalent_radius(14) + covalent_radius(29))
+    assert term_of(2.9, model={"name": "nequip", "cutoff": 2.0}).cutoff == pytest.approx(2.0)
 
 
-def test_without_a_term_nothing_changes():
-    given = frames()
-    assert without(given, None) == given
-    network = Potential([NequIP([14], 5.0, irreps_hidden="4x0e")])
-    assert complete(network, None) is network
+def test_none_is_wanted():
+    term = term_of(2.0, zbl=False)
+    network, _ = potentials(term_of(2.0))
+    assert term is None and complete(network, None) is network
