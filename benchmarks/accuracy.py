@@ -2,12 +2,13 @@
 
     python benchmarks/accuracy.py --data FOLDER --readme README.md --figure docs/accuracy.png --json accuracy.json
     python benchmarks/accuracy.py my_potential other_potential --data FOLDER
+    python benchmarks/accuracy.py --cards benchmarks/cards       # NAME/bench.md for cards.py
 
 Without potentials all shipped ones are taken. The test file is the one that the potential's metadata names; it is looked for
 below FOLDER by name and hash. Where it is not found, the errors are those that training wrote into the metadata (marked *).
 published.json has the numbers compared with, their sources, and the definitions of the errors; sets are told by the hash of
-the test file. The cost is processor time of one thread, energy + forces through EquiCalculator in float32: the least of five
-rounds, on about 200 atoms of the crystal or one molecule.
+the test file. The cost is processor time of one thread, energy + forces (+ stress, if periodic) through EquiCalculator in float32:
+the least of five rounds, on about 200 atoms of the crystal or one molecule.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ase_equinn.plot import save_figure
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 KEYS = {"crystal": ("energy_mae", "force_mae"), "molecule": ("energy_total_rmse", "force_rmse")}
 UNITS = {"crystal": ("MAE, meV/atom", "MAE, meV/A"), "molecule": ("RMSE, meV", "RMSE, meV/A")}
+_STRUCTURE = {"crystal": "some 200 atoms of the crystal", "molecule": "the molecule of `check.xyz`"}
 START, END = "<!-- accuracy -->", "<!-- end of accuracy -->"
 
 
@@ -120,7 +122,7 @@ def tables(results: Sequence[Result]) -> str:
             row = {
                 "potential": f"`{r.potential}`",
                 "test set": f"{r.name}, {r.n_frames} structures",
-                f"energy ({energy}) / forces ({force})": f"**{_pair(r.energy, r.force)}**" + "*" * (not r.evaluated),
+                f"energy ({energy}) / forces ({force})": f"**{_pair(r.energy, r.force)}**" + r" \*" * (not r.evaluated),
                 "published": " · ".join(f"{name} {_pair(x['energy'], x['force'])}" for name, x in others) or "-",
                 "us/atom/step": None if r.cost is None else round(r.cost, 1),
             }
@@ -128,7 +130,7 @@ def tables(results: Sequence[Result]) -> str:
         if rows:
             parts.append(markdown(rows))
     if any(not r.evaluated for r in results):
-        parts.append("\\* as training found them; not evaluated again")
+        parts.append(r"\* as training found them; not evaluated again")
     return "\n\n".join(parts)
 
 
@@ -205,8 +207,11 @@ def main() -> None:
     parser.add_argument("--no-cost", action="store_true")
     parser.add_argument("--readme", type=Path, help=f"replace what stands between {START} and {END}")
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--cards", type=Path, help="write the cost to NAME/bench.md below this folder")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.cards and arguments.no_cost:
+        parser.error("--cards needs the cost")
     torch.set_num_threads(1)
     results = []
     for folder in arguments.potentials or shipped_potentials().values():
@@ -221,6 +226,12 @@ def main() -> None:
         into_readme(arguments.readme, text)
     if arguments.figure:
         save_figure(plot(results), arguments.figure)
+    for r in results if arguments.cards else ():
+        (arguments.cards / r.potential).mkdir(parents=True, exist_ok=True)
+        (arguments.cards / r.potential / "bench.md").write_text(
+            f"{r.cost:.3g} us/atom/step: processor time of one thread ({cpu_name()}, torch {torch.__version__}), for "
+            f"{'energy, forces and stress' if r.kind == 'crystal' else 'energy and forces'} in float32,\n{_STRUCTURE[r.kind]}. `equinn bench` measures yours.\n"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps([r._asdict() for r in results], indent=1) + "\n")
 

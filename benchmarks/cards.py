@@ -7,7 +7,8 @@ The measured parts are files that other commands wrote, kept in benchmarks/cards
     equinn properties NAME --json benchmarks/cards/NAME/properties.json          crystals
     python benchmarks/molecules.py potentials/NAME --json benchmarks/cards/NAME/molecules.json
     equinn holes NAME --json benchmarks/cards/NAME/holes.json
-    OMP_NUM_THREADS=1 equinn bench NAME --json benchmarks/cards/NAME/bench.json
+    python benchmarks/accuracy.py potentials/NAME --cards benchmarks/cards       writes bench.md: processor time
+    OMP_NUM_THREADS=1 equinn bench NAME --json benchmarks/cards/NAME/bench.json  instead, on a quiet machine
 
 `limits.md` is written by hand. A text properties.md, molecules.md, ... follows the table of the same name, or stands alone.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import KEYS, UNITS, known_set, test_files
-from tables import cell, markdown
+from tables import markdown
 
 from ase_equinn.potential import Potential
 from ase_equinn.potential_file import write_atomic
@@ -100,12 +101,14 @@ def crystal(found: dict) -> str:
     dft = {"a, A": reference.a, **{f"{k}, GPa": v for k, v in reference.elastic.items()}} if reference else {}
     rows: dict[str, dict[str, Any]] = {"a, A": {"clamped ions": f"{lattice['lengths'][0]:.4f}"}}
     rows["B, GPa"] = {"clamped ions": f"{lattice['bulk_modulus']:.1f}"}
+    if reference:
+        dft["B, GPa"] = round((dft["C11, GPa"] + 2 * dft["C12, GPa"]) / 3, 1)
     for ions in ("clamped", "relaxed"):
-        for name in ("c11", "c12", "c44"):
-            if found[ions]:
-                rows.setdefault(f"{name.upper()}, GPa", {})[f"{ions} ions"] = f"{found[ions]['cubic'][name]:.1f}"
-    for name, value in dft.items():
-        rows[name]["DFT, clamped"] = cell(value)
+        for name, value in cubic(found[ions]["tensor"]).items() if found[ions] else ():
+            rows.setdefault(f"{name}, GPa", {})[f"{ions} ions"] = f"{value:.1f}"
+    columns = ["clamped ions", *["DFT, clamped"] * bool(dft), "relaxed ions"]
+    rows = {name: {"DFT, clamped": str(dft[name]) if name in dft else None, **row} for name, row in rows.items()}
+    rows = {name: {column: row.get(column) for column in columns} for name, row in rows.items()}
     lines = [markdown(rows)]
     if hole := found["vacancy"]:
         lines.append(f"* vacancy formation, {hole['n_atoms']} atoms: {hole['energy']:.2f} eV ({hole['unrelaxed']:.2f} unrelaxed)")
@@ -116,9 +119,23 @@ def crystal(found: dict) -> str:
         lines.append(f"* phonons, {waves['n_atoms']} atoms: {state}, highest {waves['highest']:.2f} THz")
     for run in found["dynamics"]:
         state = "stable" if run["stable"] else f"not stable: {run['reason']}"
-        ran = f"{run['survived']:g} of {run['time']:g} ps, mean {run['mean_temperature']:.0f} K"
+        ran = f"{run['survived']:.3g} of {run['time']:g} ps, mean {run['mean_temperature']:.0f} K"
         lines.append(f"* {run['state']} at {run['temperature']:g} K, {run['n_atoms']} atoms: {state}, {ran}")
     return lines[0] + "\n\n" + "\n".join(lines[1:])
+
+
+def cubic(tensor: list[list[float]]) -> dict[str, float]:
+    """The cubic constants of a 6 x 6 tensor."""
+    pairs = {"C11": ((0, 0), (1, 1), (2, 2)), "C12": ((0, 1), (0, 2), (1, 2)), "C44": ((3, 3), (4, 4), (5, 5))}
+    return {name: sum(tensor[i][j] for i, j in places) / 3 for name, places in pairs.items()}
+
+
+def shortened(content: Any, longest: int = 12) -> Any:
+    """Without lists of more than so many entries: curves, frequencies, structures."""
+    if isinstance(content, dict):
+        kept = {key: shortened(value, longest) for key, value in content.items()}
+        return {key: value for key, value in kept.items() if not (isinstance(value, list) and len(value) > longest)}
+    return [shortened(value, longest) for value in content] if isinstance(content, list) else content
 
 
 def main() -> None:
@@ -126,8 +143,12 @@ def main() -> None:
     parser.add_argument("potentials", nargs="+", type=Path, help="folders")
     parser.add_argument("--facts", type=Path, default=Path(__file__).parent / "cards", help="folder of NAME/*.json, *.md")
     parser.add_argument("--print", action="store_true", help="do not write README.md")
+    parser.add_argument("--shorten", action="store_true", help="drop long lists from the JSON files first")
     arguments = parser.parse_args()
     for folder in arguments.potentials:
+        for file in (arguments.facts / folder.resolve().name).glob("*.json") if arguments.shorten else ():
+            content = shortened(json.loads(file.read_text()), 100 if file.stem == "holes" else 12)
+            write_atomic(file, (json.dumps(content, indent=1) + "\n").encode())
         text = full_card(folder, arguments.facts / folder.resolve().name)
         if arguments.print:
             print(text)
