@@ -11,6 +11,7 @@ _HOME = {
     "EquiCalculator": "calculator",
     "evaluate": "evaluate_batches",
     "Potential": "potential",
+    "Committee": "potential_committee",
     "PotentialFileError": "potential",
     "read_header": "potential",
     "shipped_potentials": "potential",

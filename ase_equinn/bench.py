@@ -90,7 +90,7 @@ def bench(
     if not 0 < seconds < float("inf"):
         raise ValueError(f"seconds must be a positive number, got {seconds!r}")
     calculator = EquiCalculator(potential, device=device, dtype=dtype, backend=backend)
-    (model,) = calculator.potentials
+    model = calculator.potentials[0]  # of a committee all are measured together
     unit = as_atoms(structure) if structure is not None else _crystal(model.species)
     counted = sorted({len(atoms): atoms for atoms in (supercell(unit, size) for size in sizes)}.items())
     rows = []

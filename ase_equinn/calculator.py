@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +22,7 @@ from ase.outputs import Properties, all_outputs
 from ase_equinn.backend import BACKENDS, evaluator_of, use_backend
 from ase_equinn.calculator_arguments import atom_indices, find_device, load_models, one_of
 from ase_equinn.calculator_guard import guard_of
+from ase_equinn.calculator_modes import own_modes
 from ase_equinn.calculator_results import STD, check_finite, forces_sigma, merge, results_of
 from ase_equinn.calculator_snapshot import Snapshot
 from ase_equinn.derivatives import hessian
@@ -31,6 +31,8 @@ from ase_equinn.graph import COINCIDENT, Graph, check_atoms, check_coincident, g
 from ase_equinn.neighbors import BACKENDS as NEIGHBORS
 from ase_equinn.neighbors import NeighborList
 from ase_equinn.potential import Potential
+from ase_equinn.potential_committee import Committee
+from ase_equinn.uncertainty_spread import Spread
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 WITHOUT_GRADIENT = {"energy", "free_energy", "energies", "energy_std"}
@@ -55,18 +57,20 @@ class EquiCalculator(Calculator):
         std = sqrt(sum_m (x_m - mean)^2 / (M - 1))      in the unit of x
 
     `forces_sigma` (n,) is the root mean square error to expect of each force, eV/A, of a potential with uncertainties
-    (see `calibrate`), or the spread sqrt(sum_c forces_std_c^2) of a committee; given if asked for, or with a guard.
+    (see `calibrate`) or of a calibrated committee (see `calibrate_committee`); of any other committee the spread
+    sqrt(sum_c forces_std_c^2). Given if asked for, or with a guard.
 
     Args:
         model: a potential's folder or file, the name of a shipped potential, a Potential (copied: neither is the
-            caller's ever changed, nor do its later changes matter here), or a list of these.
+            caller's ever changed, nor do its later changes matter here), or a list of these; a calibrated committee:
+            its folder or file, or a Committee.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         dtype: "float32" or "float64" for the network; positions, sums and results are float64 in any case.
         skin: A; neighbour lists are rebuilt when atoms may have moved by half of it. Results do not depend on it.
         backend: "auto" (the fastest implementation of the operators), "llvm", "triton" or "reference", see `use_backend`.
         neighbors: what finds the neighbours, see `NeighborList`.
         guard: None, "warn" or "stop": what to do where `forces_sigma` of an atom is beyond the threshold, see `Guard`.
-        guard_threshold: eV/A; None means twice the largest sigma of the validation set; a committee needs a number.
+        guard_threshold: eV/A; None means twice the largest sigma of the validation set; a list needs a number.
         guard_file: where "stop" saves the structure, as extended XYZ.
 
     Attributes:
@@ -95,7 +99,7 @@ class EquiCalculator(Calculator):
 
     def __init__(
         self,
-        model: str | Path | Potential | Sequence[str | Path | Potential],
+        model: str | Path | Potential | Committee | Sequence[str | Path | Potential],
         *,
         device: str = "auto",
         dtype: str = "float32",
@@ -107,6 +111,7 @@ class EquiCalculator(Calculator):
         guard_file: str | Path = "uncertain.xyz",
     ):
         self._stored: list[Potential] = []  # as loaded or given, on the CPU: what dtype and device start from
+        self._spread: Spread | None = None  # of a calibrated committee
         super().__init__(
             model=model, device=device, dtype=dtype, skin=skin, backend=backend, neighbors=neighbors,
             guard=guard, guard_threshold=guard_threshold, guard_file=guard_file,
@@ -125,16 +130,16 @@ class EquiCalculator(Calculator):
         changed = {k: v for k, v in kwargs.items() if k == "model" or v != self.parameters[k]}
         if not changed:
             return changed
-        parameters, stored = {**self.parameters, **changed}, self._stored
+        parameters, stored, spread = {**self.parameters, **changed}, self._stored, self._spread
         parameters |= {key: str(parameters[key]) for key in ("device", "guard_file")}
         if "model" in changed:
             with own_modes(torch.device("cpu")):
-                stored, parameters["model"] = load_models(changed["model"])
-        self._assemble(stored, parameters)
+                stored, spread, parameters["model"] = load_models(changed["model"])
+        self._assemble(stored, spread, parameters)
         self.reset()
         return changed
 
-    def _assemble(self, stored: list[Potential], parameters: dict) -> None:
+    def _assemble(self, stored: list[Potential], spread: Spread | None, parameters: dict) -> None:
         """Takes over checked parameters and all that follows from them, or raises and changes nothing."""
         device, dtype = find_device(parameters["device"]), DTYPES[one_of("dtype", parameters["dtype"], DTYPES)]
         backend = one_of("backend", parameters["backend"], BACKENDS)
@@ -149,11 +154,11 @@ class EquiCalculator(Calculator):
         species = set.intersection(*(set(p.species) for p in potentials))
         if not species:
             raise ValueError(f"the committee has no species in common: {[p.species for p in potentials]}")
-        guard = guard_of(parameters, potentials)
+        guard = guard_of(parameters, potentials, spread)
         cutoffs = sorted({c for p in potentials for c in p.cutoffs}, reverse=True)
         lists = {c: NeighborList(c, skin=skin, backend=parameters["neighbors"]) for c in cutoffs}
         self._stored, self._potentials, self._lists, self._evaluators = stored, potentials, lists, evaluators
-        self._device, self._species, self._guard = device, sorted(species), guard
+        self._device, self._species, self._guard, self._spread = device, sorted(species), guard, spread
         models = [model for p in potentials for model in p.models]
         self._info = {key for model in models for key in getattr(model, "info_keys", ())}
         self._arrays = ARRAYS | {key for model in models for key in getattr(model, "array_keys", ())}
@@ -189,7 +194,7 @@ class EquiCalculator(Calculator):
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._assemble(self._stored, self.parameters)
+        self._assemble(self._stored, self._spread, self.parameters)
 
     def todict(self, skip_default: bool = True) -> dict:
         """The arguments of the constructor as JSON can hold them, without those at their default if so wished."""
@@ -234,7 +239,7 @@ class EquiCalculator(Calculator):
             gradient = not WITHOUT_GRADIENT.issuperset(properties)
             results = merge([results_of(member, graphs, vectors, positions, gradient) for member in self._evaluators])
             if self._guard or "forces_sigma" in properties:
-                results |= forces_sigma(self._evaluators, graphs, vectors, results)
+                results |= forces_sigma(self._evaluators, graphs, vectors, results, self._spread)
         evaluated = perf_counter()
         check_finite(results, atoms)
         if self._guard and "forces_sigma" in results:
@@ -302,16 +307,3 @@ class EquiCalculator(Calculator):
             check_coincident(graphs[min(graphs)], vectors[min(graphs)])
         positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64)).to(self._device)
         return graphs, vectors, positions
-
-
-def own_modes(device: torch.device) -> contextlib.AbstractContextManager:
-    """Neither inference mode nor autocast of the caller reaches the potential, whose weights need no gradient."""
-    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
-        return _outside(device)
-    return contextlib.nullcontext()  # entering any of torch's modes takes several microseconds
-
-
-@contextlib.contextmanager
-def _outside(device: torch.device) -> Iterator[None]:
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield

@@ -10,32 +10,47 @@ import numpy as np
 import torch
 
 from ase_equinn.potential import Potential
+from ase_equinn.potential_committee import Committee, read_potentials
+from ase_equinn.uncertainty_spread import Spread
 
 
-def load_models(model) -> tuple[list[Potential], str | list[str]]:
-    """The calculator's own potentials, on the CPU, and the text (for a list: texts) that names them.
+def load_models(model) -> tuple[list[Potential], Spread | None, str | list[str]]:
+    """The calculator's own potentials, on the CPU; a committee's calibration; the text (for a list: texts) for `model`.
 
     Args:
-        model: folder, file, shipped name, Potential, or a list of these.
+        model: folder, file or shipped name, Potential, or a list of these; a committee's folder or file, or a Committee.
     Raises:
         PotentialFileError: see `Potential.load`.
-        TypeError, ValueError: for anything else, or an empty list.
+        TypeError, ValueError: for anything else, an empty list, or a committee in a list.
     """
-    several = isinstance(model, list | tuple)
+    if not isinstance(model, list | tuple):
+        return _load(model)
     stored, texts = [], []
-    for one in model if several else [model]:
-        if isinstance(one, Potential):
-            names = "+".join(type(m).__name__ for m in one.models)
-            stored.append(copy.deepcopy(one).cpu())
-            texts.append(f"<Potential {names} for Z = {', '.join(map(str, one.species))}>")
-        elif isinstance(one, str | Path):
-            stored.append(Potential.load(one))
-            texts.append(str(one))
-        else:
-            raise TypeError(f"model must be a path, a shipped name, a Potential or a list of these, got {one!r}")
+    for one in model:
+        found, spread, text = _load(one)
+        if spread is not None:
+            raise ValueError(f"a list holds single potentials, and {text} is a committee: give it alone")
+        stored += found
+        texts.append(text)
     if not stored:
         raise ValueError(f"a committee needs at least one potential, got {model!r}")
-    return stored, texts if several else texts[0]
+    return stored, None, texts
+
+
+def _load(model) -> tuple[list[Potential], Spread | None, str]:
+    if isinstance(model, Potential):
+        return [copy.deepcopy(model).cpu()], None, _text(model)
+    if isinstance(model, Committee):
+        members = [copy.deepcopy(member).cpu() for member in model.members]
+        return members, model.spread, f"<Committee of {len(members)}: {', '.join(map(_text, members))}>"
+    if isinstance(model, str | Path):
+        return *read_potentials(model), str(model)
+    raise TypeError(f"model must be a path, a shipped name, a Potential, a list of these or a Committee, got {model!r}")
+
+
+def _text(potential: Potential) -> str:
+    names = "+".join(type(model).__name__ for model in potential.models)
+    return f"<Potential {names} for Z = {', '.join(map(str, potential.species))}>"
 
 
 def one_of(name: str, value, known: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from ase.outputs import all_outputs
 from ase_equinn.calculator_arguments import one_of
 from ase_equinn.potential import Potential
 from ase_equinn.potential_file import write_atomic
+from ase_equinn.uncertainty_spread import Spread
 
 WARN_EVERY = 100  # evaluations from one warning to the next
 NAMED = 5  # atoms in a message
@@ -81,25 +82,31 @@ class Guard:
         )
 
 
-def guard_of(parameters: dict, potentials: Sequence[Potential]) -> Guard | None:
+def guard_of(parameters: dict, potentials: Sequence[Potential], spread: Spread | None) -> Guard | None:
     """The guard that a calculator's parameters ask for.
 
+    Args:
+        spread: of a calibrated committee.
+
     Raises:
-        ValueError: a single potential without uncertainties; a committee without a threshold; an argument that has no
-            meaning.
+        ValueError: a single potential without uncertainties; a committee with neither calibration nor threshold; an
+            argument that has no meaning.
     """
     kind, threshold = parameters["guard"], parameters["guard_threshold"]
     if kind is None:
         return None
-    if len(potentials) > 1:
-        if threshold is None:
-            raise ValueError(f"guard={kind!r} of a committee needs a guard_threshold: what spread is too much, eV/A")
-    elif potentials[0].uncertainty is None:
+    known = spread if len(potentials) > 1 else potentials[0].uncertainty
+    if known is None and len(potentials) == 1:
         raise ValueError(
             f"guard={kind!r} needs a potential with uncertainties (equinn calibrate gives it some) or a committee"
         )
-    elif threshold is None:
-        threshold = _BEYOND * potentials[0].uncertainty.largest
+    if threshold is None:
+        if known is None:
+            raise ValueError(
+                f"guard={kind!r} of a list of potentials needs a guard_threshold: what spread is too much, eV/A "
+                "(equinn calibrate A B C makes a committee that has one)"
+            )
+        threshold = _BEYOND * known.largest
     return Guard(kind, threshold, parameters["guard_file"])
 
 

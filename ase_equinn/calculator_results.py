@@ -13,6 +13,7 @@ from ase.calculators.calculator import CalculationFailed
 from ase_equinn.evaluator import Evaluator
 from ase_equinn.graph import Graph
 from ase_equinn.programs import Programs
+from ase_equinn.uncertainty_spread import Spread
 
 STD = {"energy": "energy_std", "forces": "forces_std", "stress": "stress_std"}  # what a committee adds
 _VOIGT = [0, 4, 8, 5, 2, 1]  # where xx yy zz yz xz xy stand in a symmetric 3 x 3 matrix
@@ -48,16 +49,24 @@ def results_of(
 
 
 def forces_sigma(
-    evaluators: Sequence[Evaluator], graphs: dict[float, Graph], vectors: dict[float, torch.Tensor], results: dict
+    evaluators: Sequence[Evaluator],
+    graphs: dict[float, Graph],
+    vectors: dict[float, torch.Tensor],
+    results: dict,
+    calibrated: Spread | None = None,
 ) -> dict:
     """{"forces_sigma": by how much each atom's force may be off, (n,) eV/A}, for what was evaluated last.
 
-    Of a committee sqrt(sum_c std_c^2) over the components; of one potential the sigma that it is calibrated for. Nothing
-    where there is neither, and for energies of a committee without forces.
+    Of a committee sqrt(sum_c std_c^2) over the components, or what that is calibrated to be; of one potential the sigma
+    that it is calibrated for. Nothing where there is neither, and for energies of a committee without forces.
     """
     if len(evaluators) > 1:
         std = results.get("forces_std")
-        return {} if std is None else {"forces_sigma": np.linalg.norm(std, axis=1)}
+        if std is None:
+            return {}
+        spread = np.linalg.norm(std, axis=1)
+        numbers = next(iter(graphs.values())).numbers.cpu().numpy()
+        return {"forces_sigma": spread if calibrated is None else calibrated.sigma(numbers, spread)}
     evaluator, potential = evaluators[0], evaluators[0].potential
     if potential.uncertainty is None:
         return {}

@@ -50,7 +50,8 @@ def calibrate(
     """
     if n_centres < 1:
         raise ValueError(f"n_centres must be at least 1, got {n_centres}")
-    evaluator = load_potential(potential, device=device, dtype=dtype)
+    stored = potential if isinstance(potential, Potential) else Potential.load(potential)
+    evaluator = load_potential(stored, device=device, dtype=dtype)
     species = evaluator.potential.species
     numbers, descriptors = describe(evaluator, train, _only(report, "train"))
     centres, widths = {}, {}
@@ -64,7 +65,6 @@ def calibrate(
     scale = fit_scale(numbers.numpy(), unit.distances(numbers, descriptors).numpy(), errors, species)
     sigma = Uncertainty(centres, widths, scale, 1.0).sigma(numbers, descriptors).numpy()
     judged = judge(errors, sigma)
-    stored = potential if isinstance(potential, Potential) else Potential.load(potential)
     found = copy.deepcopy(stored)
     found.uncertainty = Uncertainty(centres, widths, scale, judged["largest"], {"valid": judged})
     return found
@@ -117,10 +117,11 @@ def judge_uncertainty(
     Raises:
         ValueError: a potential without uncertainties; no frame with forces.
     """
-    evaluator = load_potential(potential, device=device, dtype=dtype)
-    uncertainty = evaluator.potential.uncertainty
+    stored = potential if isinstance(potential, Potential) else Potential.load(potential)
+    uncertainty = stored.uncertainty
     if uncertainty is None:
         raise ValueError("the potential has no uncertainties: equinn calibrate gives it some")
+    evaluator = load_potential(stored, device=device, dtype=dtype)
     numbers, descriptors, errors = force_errors(evaluator, frames, _only(report, "test"))
     return judge(errors, uncertainty.sigma(numbers, descriptors).numpy())
 

@@ -19,7 +19,7 @@ from .cli_import import import_app
 from .cli_plot import plot_app
 from .cli_properties import properties
 from .cli_robustness import holes
-from .cli_uncertainty import calibrate
+from .cli_uncertainty import calibrate, committee_info
 
 RUN, MAKE, LOOK = "Run a potential", "Make and judge a potential", "Look at what it is made of"
 EPILOG = """
@@ -41,9 +41,9 @@ EPILOG = """
 
 `equinn check my_potential structure.xyz` tests forces, stress, symmetries and drift
 
-`equinn holes my_potential --out holes.xyz` looks for structures that collapse: random cells, collisions, 3000 K
-
 `equinn properties silicon --liquid-temperature 2000 --plot silicon.png` measures an element's crystal and liquid
+
+`equinn holes my_potential --out holes.xyz` looks for structures that collapse: random cells, collisions, 3000 K
 
 `equinn import mace my_mace.model -o my_potential` turns a trained MACE model into a potential
 
@@ -52,6 +52,8 @@ EPILOG = """
 `equinn parity silicon structure.xyz` proves that all engines that are installed agree
 
 `equinn calibrate my_potential --train train.xyz --valid valid.xyz -o my_calibrated` adds uncertainties of forces
+
+`equinn calibrate seed0 seed1 seed2 --valid valid.xyz -o my_committee` makes one calibrated committee of three
 
 `equinn bench silicon --sizes 64,512 --plot bench.png` measures what a step costs on this machine
 
@@ -429,8 +431,10 @@ def info(
 
     if potential is None:
         show.shipped(shipped_potentials())
+    elif "members" in (header := read_header(potential)):
+        committee_info(potential, header)
     else:
-        show.header(potential, read_header(potential), Potential.load(potential))
+        show.header(potential, header, Potential.load(potential))
 
 
 def main() -> None:

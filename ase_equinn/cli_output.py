@@ -147,7 +147,7 @@ def header(path: str, found: dict, potential) -> None:
         ["runs here on", f"{device.type}, operators: {backend}"],
         *([key.replace("_", " "), nested(value)] for key, value in sorted(metadata.items())),
         *([key.replace("_", " "), text(value)] for key, value in training.items() if not isinstance(value, dict)),
-        ["uncertainties", _uncertainty(found.get("uncertainty"))],
+        ["uncertainties", uncertainty(found.get("uncertainty"))],
         ["written by", f"ase_equinn {found['code_version']}, format {found['format_version']}"],
         ["sha256", found["sha256"]],
     ]
@@ -160,7 +160,8 @@ def header(path: str, found: dict, potential) -> None:
         out().print(error_table(trained_errors))
 
 
-def _uncertainty(entry: dict | None) -> str:
+def uncertainty(entry: dict | None) -> str:
+    """How good those of a file are, by its header."""
     if entry is None:
         return "none: equinn calibrate gives it some"
     valid = entry["facts"].get("valid", {})

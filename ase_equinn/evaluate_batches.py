@@ -13,14 +13,16 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from .backend import evaluator_of, use_backend
-from .calculator import own_modes
 from .calculator_arguments import find_device, load_models, one_of
+from .calculator_modes import own_modes
 from .calculator_results import check_finite
 from .evaluate_memory import Budget, in_groups
 from .evaluator import Energies, Evaluator
+from .evaluator_mean import Mean
 from .graph import Graph, check_atoms, check_coincident
 from .neighbors_batch import BatchNeighborList
 from .potential import Potential
+from .potential_committee import Committee
 
 PROPERTIES = ("energy", "free_energy", "energies", "forces", "stress", "stresses")
 WITHOUT_GRADIENT = {"energy", "free_energy", "energies"}
@@ -31,7 +33,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 def evaluate(
     structures: Sequence[Atoms],
-    potential: str | Path | Potential,
+    potential: str | Path | Potential | Committee | Sequence[str | Path | Potential],
     properties: Sequence[str] | None = None,
     *,
     device: str = "auto",
@@ -44,7 +46,7 @@ def evaluate(
 
     Args:
         structures: any mixture of sizes, elements and boundary conditions; left unchanged.
-        potential: folder, file, shipped name, or a Potential (copied).
+        potential: folder, file, shipped name, or a Potential (copied); of a committee (see `EquiCalculator`) the mean.
         properties: some of energy, free_energy, energies, forces, stress, stresses; energies alone take no gradient.
             None means all that each structure has: stress and stresses only where it is periodic in three directions.
         device, dtype, backend: see `EquiCalculator`.
@@ -72,16 +74,16 @@ def evaluate(
         )
 
 
-def load_potential(potential: str | Path | Potential, *, device="auto", dtype="float32", backend="auto") -> Evaluator:
-    """What `EquiCalculator` makes of the same arguments."""
-    if isinstance(potential, list | tuple):
-        raise TypeError(f"one potential is evaluated at a time, got {len(potential)}: committees need EquiCalculator")
+def load_potential(potential, *, device="auto", dtype="float32", backend="auto") -> Evaluator:
+    """What `EquiCalculator` makes of the same arguments; of a committee the mean."""
     place, kind = find_device(device), _DTYPES[one_of("dtype", dtype, _DTYPES)]
     with own_modes(place):
-        (stored,), _ = load_models(potential)
-        loaded = stored.to(device=place, dtype=kind).requires_grad_(False).eval()
-        use_backend(loaded, backend)
-        return evaluator_of(loaded, backend)
+        stored, _, _ = load_models(potential)
+        loaded = [one.to(device=place, dtype=kind).requires_grad_(False).eval() for one in stored]
+        for one in loaded:
+            use_backend(one, backend)
+        evaluators = [evaluator_of(one, backend) for one in loaded]
+    return evaluators[0] if len(evaluators) == 1 else Mean(evaluators)
 
 
 def evaluate_with(

@@ -11,6 +11,7 @@ import ase_equinn
 
 from .graph import Graph
 from .potential_build import build_potential, check_hyperparameters
+from .potential_common import common_species, distinct_cutoffs, floating, per_species, scales
 from .potential_file import (
     MAX_NUMBER,
     NETWORK_DTYPES,
@@ -21,7 +22,7 @@ from .potential_file import (
     encode,
     write_atomic,
 )
-from .potential_find import FILE_NAME, find_potential, shipped_potentials
+from .potential_find import FILE_NAME, file_of, find_potential, shipped_potentials
 from .uncertainty import Uncertainty
 
 __all__ = ["ARCHITECTURES", "FILE_NAME", "Potential", "PotentialFileError", "read_header", "shipped_potentials"]
@@ -76,19 +77,19 @@ class Potential(nn.Module):
         if not models:
             raise ValueError("a potential needs at least one model, received none")
         self.models = nn.ModuleList(models)
-        self.species = _common_species(models)
-        self.cutoffs = _cutoffs(models)
+        self.species = common_species(models)
+        self.cutoffs = distinct_cutoffs(models)
         self.graph_of = tuple(self.cutoffs.index(float(model.cutoff)) for model in models)
-        self.scale = _scales(scale, len(models))
+        self.scale = scales(scale, len(models))
         references = dict.fromkeys(self.species, 0.0) if reference_energies is None else reference_energies
-        self.reference_energies = _per_species("reference_energies", references, self.species)
+        self.reference_energies = per_species("reference_energies", references, self.species)
         shifts = shift if isinstance(shift, dict) else dict.fromkeys(self.species, shift)
-        self.shift = _per_species("shift", shifts, self.species)
+        self.shift = per_species("shift", shifts, self.species)
         self.metadata = dict(metadata or {})
         if uncertainty is not None and uncertainty.species != self.species:
             raise ValueError(f"uncertainties are for the species {uncertainty.species}, the models for {self.species}")
         self.uncertainty = uncertainty
-        dtype, device = _floating(models)
+        dtype, device = floating(models)
         offset = torch.full((MAX_NUMBER + 1,), math.nan, dtype=torch.float64)
         for number in self.species:
             offset[number] = self.reference_energies[number] + self.shift[number]
@@ -192,20 +193,26 @@ class Potential(nn.Module):
             ValueError: an architecture that files cannot name, metadata that JSON cannot hold, weights that are not
                 finite.
         """
-        path = Path(path)
-        if path.suffix != ".safetensors" or path.is_dir():
-            path = path / FILE_NAME
+        path = file_of(path)
+        try:
+            content = self.to_file()
+        except ValueError as error:
+            raise ValueError(f"{path} is not written: {error}") from error
+        write_atomic(path, encode(*content))
+        return path
+
+    def to_file(self) -> tuple[dict, dict[str, Tensor]]:
+        """The header of a potential file, but for the hash, and the tensors by name; what `save` raises."""
         tensors = self.models.state_dict()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise ValueError(f"{path} is not written: tensor {name!r} holds numbers that are not finite")
+                raise ValueError(f"tensor {name!r} holds numbers that are not finite")
         header = self._header()
         if self.uncertainty is not None:
             header["format_version"] = 2
             header["uncertainty"], more = self.uncertainty.to_file()
             tensors = tensors | more
-        write_atomic(path, encode(header, tensors))
-        return path
+        return header, tensors
 
     def _header(self) -> dict:
         """The fields of potential_file.HEADER_FIELDS, but for the hash."""
@@ -250,6 +257,11 @@ class Potential(nn.Module):
             raise ValueError(f"dtype must be one of {', '.join(NETWORK_DTYPES)}, received {dtype!r}")
         path = find_potential(path)
         header, tensors = decode(path)
+        if "members" in header:
+            raise PotentialFileError(
+                f"{path}: a committee of {len(header['members'])} potentials, not one: EquiCalculator takes it as it "
+                "is, Committee.load(...).members are its potentials"
+            )
         try:
             potential = build_potential(cls, ARCHITECTURES, header, tensors)
         except PotentialFileError as error:
@@ -258,7 +270,7 @@ class Potential(nn.Module):
 
 
 def read_header(path: str | os.PathLike) -> dict:
-    """What a potential's file says about itself (`potential_file.HEADER_FIELDS`), after all checks of its integrity."""
+    """What a potential's file says about itself (`potential_file.FIELDS`), after all checks of its integrity."""
     return decode(find_potential(path))[0]
 
 
@@ -274,46 +286,3 @@ def _describe(model: nn.Module, scale: float) -> dict:
 
 def _to_json(table: dict[int, float]) -> dict[str, float]:
     return {str(number): energy for number, energy in table.items()}
-
-
-def _common_species(models: list[nn.Module]) -> tuple[int, ...]:
-    common = set.intersection(*({int(z) for z in model.species} for model in models))
-    if not common or min(common) < 1 or max(common) > MAX_NUMBER:
-        raise ValueError(f"the models have no valid species in common: {[tuple(model.species) for model in models]}")
-    return tuple(sorted(common))
-
-
-def _cutoffs(models: list[nn.Module]) -> tuple[float, ...]:
-    cutoffs = {float(model.cutoff) for model in models}
-    if not all(0 < cutoff < math.inf for cutoff in cutoffs):
-        raise ValueError(f"the models have the cutoffs {sorted(cutoffs)}")
-    return tuple(sorted(cutoffs, reverse=True))
-
-
-def _scales(scale: float | list[float], n_models: int) -> tuple[float, ...]:
-    scales = tuple(float(s) for s in scale) if isinstance(scale, list | tuple) else (float(scale),) * n_models
-    if len(scales) != n_models or not all(map(math.isfinite, scales)):
-        raise ValueError(f"scale {scale} is not one finite number for each of {n_models} models")
-    return scales
-
-
-def _per_species(name: str, energies: dict[int, float], species: tuple[int, ...]) -> dict[int, float]:
-    """`energies` ordered by atomic number, checked to be finite and for exactly the species."""
-    if set(energies) != set(species):
-        raise ValueError(f"{name} are given for {sorted(energies)}, the species are {list(species)}")
-    table = {number: float(energies[number]) for number in species}
-    for number, energy in table.items():
-        if not math.isfinite(energy):
-            raise ValueError(f"{name} of element {number} is {energy} eV")
-    return table
-
-
-def _floating(models: list[nn.Module]) -> tuple[torch.dtype, torch.device]:
-    """The floating dtype and the device that the models' weights agree on; without weights, their buffers."""
-    weights = [weight for model in models for weight in model.parameters() if weight.is_floating_point()]
-    weights = weights or [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
-    dtypes = {weight.dtype for weight in weights} or {torch.get_default_dtype()}
-    devices = {weight.device for weight in weights} or {torch.device("cpu")}
-    if len(dtypes) > 1 or len(devices) > 1:
-        raise ValueError(f"the models disagree on dtype or device: {dtypes}, {devices}")
-    return dtypes.pop(), devices.pop()

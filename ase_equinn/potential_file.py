@@ -6,9 +6,10 @@
 
 TEXT is itself JSON (sorted keys, no spaces) with the fields of `HEADER_FIELDS`. Version 2 has the further field
 "uncertainty" (see uncertainty.py); a potential without uncertainties is written in version 1, which older readers
-know. Its "sha256" is the hash of the whole file as it would be without that field. A reader rebuilds the only header
-that the content allows and compares it byte for byte, so spaces, key order, padding and trailing bytes count too.
-Reading executes nothing: JSON and raw numbers.
+know. Version 3 holds a committee, with the fields of `COMMITTEE_FIELDS` (see potential_committee.py). "sha256" is the
+hash of the whole file as it would be without that field. A reader rebuilds the only header that the content allows and
+compares it byte for byte, so spaces, key order, padding and trailing bytes count too. Reading executes nothing: JSON
+and raw numbers.
 """
 
 import hashlib
@@ -21,10 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_HEADER_BYTES = 20_000_000
 MAX_FILE_BYTES = 4 * 1024**3
 MAX_MODELS = 100
+MAX_MEMBERS = 100
 MAX_NUMBER = 118
 DTYPES = {
     "F64": torch.float64,
@@ -50,7 +52,8 @@ HEADER_FIELDS = {
     "metadata": dict,
     "sha256": str,
 }
-LATER_FIELDS = {2: {"uncertainty": dict}}  # version: what it has beyond version 1
+COMMITTEE_FIELDS = {"format_version": int, "code_version": str, "members": list, "spread": dict, "sha256": str}
+FIELDS = {1: HEADER_FIELDS, 2: HEADER_FIELDS | {"uncertainty": dict}, 3: COMMITTEE_FIELDS}  # by version
 
 
 class PotentialFileError(ValueError):
@@ -228,18 +231,23 @@ def _parse_header(text: str) -> dict:
         )
     if type(version) is not int or version < 1:
         raise PotentialFileError(f"format version {version!r} is not known")
-    fields = HEADER_FIELDS | LATER_FIELDS.get(version, {})
+    _check_types(header, FIELDS[version])
+    return header
+
+
+def _check_types(header: dict, fields: dict[str, type]) -> None:
     if set(header) != set(fields):
         missing, extra = sorted(set(fields) - set(header)), sorted(set(header) - set(fields))
         raise PotentialFileError(f"the header lacks the keys {missing} and has the unknown keys {str(extra)[:500]}")
     for key, kind in fields.items():
         if type(header[key]) is not kind:
             raise PotentialFileError(f"the header's {key!r} is {str(header[key])[:200]!r}, not a {kind.__name__}")
-    return header
 
 
 def _check_fields(header: dict) -> None:
-    """Values of the header, beyond their types, that building a potential relies on."""
+    """Values of the header, beyond their types, that building a potential or a committee relies on."""
+    if "members" in header:
+        return _check_members(header["members"])
     species = header["species"]
     if not all(type(z) is int and 1 <= z <= MAX_NUMBER for z in species) or sorted(set(species)) != species:
         raise PotentialFileError(f"species {str(species)[:200]} are not sorted, distinct atomic numbers")
@@ -259,6 +267,21 @@ def _check_fields(header: dict) -> None:
         kinds = (type(model["architecture"]), type(model["hyperparameters"]), type(model["scale"]))
         if kinds != (str, dict, float):
             raise PotentialFileError(f"{str(model)[:200]} does not describe a model")
+
+
+def _check_members(members: list) -> None:
+    """Each must be the header of a potential, without a hash of its own."""
+    if not 1 <= len(members) <= MAX_MEMBERS:
+        raise PotentialFileError(f"{len(members)} members, allowed are 1 to {MAX_MEMBERS}")
+    for k, member in enumerate(members):
+        version = member.get("format_version") if isinstance(member, dict) else None
+        if type(version) is not int or version not in (1, 2):
+            raise PotentialFileError(f"member {k} is no potential: {str(member)[:200]}")
+        try:
+            _check_types(member, {key: kind for key, kind in FIELDS[version].items() if key != "sha256"})
+            _check_fields(member)
+        except PotentialFileError as error:
+            raise PotentialFileError(f"member {k}: {error}") from None
 
 
 def _tensors(data: bytearray, layout: list[tuple[str, str, list[int]]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Where a potential lies: a file, a folder, or a name that comes with the package."""
+"""Where a potential lies, or is put: a file, a folder, or a name that comes with the package."""
 
 import difflib
 import os
@@ -47,6 +47,12 @@ def find_potential(path: str | os.PathLike) -> Path:
         return shipped
     except OSError as error:
         raise PotentialFileError(f"{str(path)[:200]!r}: {error.strerror}") from error
+
+
+def file_of(path: str | os.PathLike) -> Path:
+    """The file that is written for `path`: itself if it ends in ".safetensors", otherwise FILE_NAME in that folder."""
+    path = Path(path)
+    return path if path.suffix == ".safetensors" and not path.is_dir() else path / FILE_NAME
 
 
 def _nothing_at(path: str | os.PathLike) -> str:

@@ -1,4 +1,4 @@
-"""Centres for a training set, the scale that makes distances errors of forces, and how good that is."""
+"""Centres for a training set, what makes distances or a committee's spread errors of forces, and how good that is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy.stats import chi2, spearmanr
 from torch import Tensor
 
 from .uncertainty import Scale
+from .uncertainty_spread import Spread
 
 FLOOR = 0.02  # of the validation set's root mean square error: smaller errors, as by symmetry, are not resolved
 _STARTS = (0.02, 0.1, 0.4)  # for the floor, in the same unit
@@ -85,6 +86,54 @@ def fit_scale(numbers: np.ndarray, distances: np.ndarray, errors: np.ndarray, sp
             own = minimize_scalar(lambda f: loss(f, power, log_floor, some), bounds=levels, method="bounded")
             factors[z] = math.exp(own.x - power * middle)
     return Scale(math.exp(log_floor), float(power), max(float(distances.max()), 1e-9), factors)
+
+
+def fit_spread(
+    numbers: np.ndarray, spread: np.ndarray, errors: np.ndarray, species: tuple[int, ...], n_members: int
+) -> Spread:
+    """The calibration of greatest likelihood for errors of three normal components with sigma_i^2 / 3 each.
+
+    No factor is below 1 / sqrt(n_members), that of members which err independently: where a validation set is so
+    uniform that a constant would do, sigma still grows with the spread outside of it. The floor is that of all atoms;
+    so is the factor of an element with few atoms in the validation set.
+
+    Args:
+        numbers: (n,).
+        spread: (n,) of the members' forces, eV/A.
+        errors: (n,) |F_i - F_i(reference)| of their mean, eV/A.
+        species: that shall have a factor.
+
+    Returns:
+        `largest` is that of these atoms.
+
+    Raises:
+        ValueError: no errors, or none but zeros; members that agree on every force.
+    """
+    rms, usual = (_rms(x) if len(x) else 0.0 for x in (errors, spread))
+    if not rms > 0 or not usual > 0:
+        raise ValueError(f"{len(errors)} forces calibrate nothing: their errors are {rms}, the spread is {usual} eV/A")
+    least, smallest = FLOOR * rms, 0.5 * math.log(1 / n_members)
+
+    def loss(log_factor: float, log_floor: float, some=slice(None)) -> float:
+        variance = np.exp(2 * log_floor) + np.exp(2 * log_factor) * spread[some] ** 2
+        return float((1.5 * np.log(variance) + 1.5 * (errors[some] ** 2 + least**2) / variance).mean())
+
+    usual = max(smallest, math.log(rms / usual))
+    range_of_factors = smallest, usual + 5
+    bounds = [range_of_factors, (math.log(least), math.log(rms))]
+    tries = [
+        minimize(lambda p: loss(*p), [usual, math.log(start * rms)], method="L-BFGS-B", bounds=bounds)
+        for start in _STARTS
+    ]
+    log_factor, log_floor = min(tries, key=lambda found: found.fun).x
+    factors = dict.fromkeys(species, math.exp(log_factor))
+    for z in species:
+        some = np.flatnonzero(numbers == z)
+        if _FEWEST <= len(some) < len(numbers):
+            own = minimize_scalar(lambda f: loss(f, log_floor, some), bounds=range_of_factors, method="bounded")
+            factors[z] = math.exp(own.x)
+    floor = math.exp(log_floor)
+    return Spread(factors, floor, Spread(factors, floor, 1.0).sigma(numbers, spread).max())
 
 
 def judge(errors: np.ndarray, sigma: np.ndarray, n_bins: int = 10) -> dict:

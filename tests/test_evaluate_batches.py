@@ -138,8 +138,8 @@ def test_a_structure_that_cannot_be_evaluated_is_named(potential, structures):
     refused("Cu", TypeError, "structure 7: expected ase.Atoms, got str")
     with pytest.raises(TypeError, match="takes a list of structures"):
         evaluate(structures[0], potential)
-    with pytest.raises(TypeError, match="committees need EquiCalculator"):
-        evaluate(structures, [potential, potential])
+    with pytest.raises(ValueError, match="a committee needs at least one potential"):
+        evaluate(structures, [])
 
 
 def test_what_is_not_finite_is_no_result(potential, structures):
