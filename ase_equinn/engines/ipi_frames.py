@@ -20,6 +20,7 @@ from ase.cell import Cell
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ase_equinn.neighbors import complete_cell
+from ase_equinn.potential_find import find_potential
 from ase_equinn.runfiles import RunError
 
 INPUT = """
@@ -87,7 +88,8 @@ def _group(potential, frames: list[Atoms], device: str, dtype: str, timeout: flo
         address = f"equinn_{os.getpid()}_{folder.name}"
         server = [sys.executable, "-m", __name__, str(folder), address]
         client = [sys.executable, "-c", "from ase_equinn.cli import main; main()", "ipi", str(folder / "structure.xyz")]
-        client += ["--potential", str(potential), "--socket", address, "--device", device, "--dtype", dtype]
+        client += ["--potential", str(find_potential(potential).absolute()), "--socket", address]
+        client += ["--device", device, "--dtype", dtype]
         _run_both(server, client + ["--wait", f"{timeout:g}"], folder, timeout)
         with np.load(folder / "results.npz") as file:
             found = dict(file)
