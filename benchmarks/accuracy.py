@@ -1,14 +1,14 @@
-"""Test errors of the potentials beside published ones, and what a step costs: the README's tables and docs/accuracy.png.
+"""Test errors of the potentials beside published ones, and what a step costs: README tables and docs/accuracy.png.
 
     python benchmarks/accuracy.py --data FOLDER --readme README.md --figure docs/accuracy.png --json accuracy.json
     python benchmarks/accuracy.py my_potential other_potential --data FOLDER
     python benchmarks/accuracy.py --cards benchmarks/cards       # NAME/bench.md for cards.py
 
-Without potentials all shipped ones are taken. The test file is the one that the potential's metadata names; it is looked for
-below FOLDER by name and hash. Where it is not found, the errors are those that training wrote into the metadata (marked *).
-published.json has the numbers compared with, their sources, and the definitions of the errors; sets are told by the hash of
-the test file. The cost is processor time of one thread, energy + forces (+ stress, if periodic) through EquiCalculator in float32:
-the least of five rounds, on about 200 atoms of the crystal or one molecule.
+Without potentials all shipped ones are taken. The test file is the one that the potential's metadata names; it is
+looked for below FOLDER by name and hash. Where it is not found, the errors are those that training wrote into the
+metadata (marked *). published.json has the numbers compared with, their sources, and the definitions of the errors;
+sets are told by the hash of the test file. The cost is processor time of one thread, energy + forces (+ stress, if periodic)
+through EquiCalculator in float32: the least of five rounds, on about 200 atoms of the crystal or one molecule.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ from ase_equinn.plot import save_figure
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 KEYS = {"crystal": ("energy_mae", "force_mae"), "molecule": ("energy_total_rmse", "force_rmse")}
 UNITS = {"crystal": ("MAE, meV/atom", "MAE, meV/A"), "molecule": ("RMSE, meV", "RMSE, meV/A")}
-_STRUCTURE = {"crystal": "some 200 atoms of the crystal", "molecule": "the molecule of `check.xyz`"}
+_MEASURED = {
+    "crystal": "energy, forces and stress of some 200 atoms of the crystal",
+    "molecule": "energy and forces of the molecule of `check.xyz`",
+}
 START, END = "<!-- accuracy -->", "<!-- end of accuracy -->"
 
 
 class Result(NamedTuple):
-    """Errors of one potential on its test set by the published definition; `cost` in us/atom/step, None if not measured."""
+    """Errors of one potential on its test set by the published definition; `cost` in us/atom/step or None."""
 
     potential: str
     name: str  # of the set
@@ -155,8 +158,8 @@ def _panel(axes, own: Sequence[Result], quantity: str) -> None:
     colours, lines = {name: f"C{k}" for k, name in enumerate(dict.fromkeys(r.name for r in own))}, []
     for r in own:
         axes.plot(r.cost, getattr(r, quantity), "o", ms=9, color=colours[r.name])
-        where = (r.cost, getattr(r, quantity))
-        axes.annotate(r.potential, where, xytext=(8, -3), textcoords="offset points", weight="bold", color=colours[r.name])
+        style = {"textcoords": "offset points", "weight": "bold", "color": colours[r.name]}
+        axes.annotate(r.potential, (r.cost, getattr(r, quantity)), xytext=(8, -3), **style)
     for r in {r.name: r for r in own}.values():
         lines += [(x[quantity], name, colours[r.name]) for name, x in r.published.items() if x[quantity] is not None]
     for value, _, colour in lines:
@@ -176,7 +179,8 @@ def _panel(axes, own: Sequence[Result], quantity: str) -> None:
     for (_, name, colour), at, label in zip(sorted(lines), heights, spread(heights, 0.028)):
         axes.annotate(
             name, (1, at), (1.03, label), "axes fraction", "axes fraction", fontsize=7.5, va="center", color=colour,
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkA": 0, "shrinkB": 0}, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour, "shrinkA": 0, "shrinkB": 0},
+            annotation_clip=False,
         )  # fmt: skip
 
 
@@ -229,8 +233,8 @@ def main() -> None:
     for r in results if arguments.cards else ():
         (arguments.cards / r.potential).mkdir(parents=True, exist_ok=True)
         (arguments.cards / r.potential / "bench.md").write_text(
-            f"{r.cost:.3g} us/atom/step: processor time of one thread ({cpu_name()}, torch {torch.__version__}), for "
-            f"{'energy, forces and stress' if r.kind == 'crystal' else 'energy and forces'} in float32,\n{_STRUCTURE[r.kind]}. `equinn bench` measures yours.\n"
+            f"{r.cost:.3g} us/atom/step: processor time of one thread ({cpu_name()}, torch {torch.__version__}),\n"
+            f"float32, {_MEASURED[r.kind]}. `equinn bench` measures yours.\n"
         )
     if arguments.json:
         arguments.json.write_text(json.dumps([r._asdict() for r in results], indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Writes the card (README.md) of a shipped potential: what its file says, published errors, properties, speed and limits.
+"""Writes the card (README.md) of a shipped potential: what its file says, published errors, properties, speed, limits.
 
     python benchmarks/cards.py potentials/silicon
 
@@ -10,7 +10,7 @@ The measured parts are files that other commands wrote, kept in benchmarks/cards
     python benchmarks/accuracy.py potentials/NAME --cards benchmarks/cards       writes bench.md: processor time
     OMP_NUM_THREADS=1 equinn bench NAME --json benchmarks/cards/NAME/bench.json  instead, on a quiet machine
 
-`limits.md` is written by hand. A text properties.md, molecules.md, ... follows the table of the same name, or stands alone.
+`limits.md` is written by hand. A properties.md, molecules.md, ... follows the table of the same name, or stands alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from ase_equinn.potential_file import write_atomic
 from ase_equinn.train_card import card
 from ase_equinn.train_progress import number
 
-SECTIONS = {"properties": "Properties", "molecules": "In use", "holes": "Far from the data", "bench": "Speed", "limits": "Limits"}
+SECTIONS = {
+    "properties": "Properties",
+    "molecules": "In use",
+    "holes": "Far from the data",
+    "bench": "Speed",
+    "limits": "Limits",
+}
 
 
 def full_card(folder: Path, facts: Path) -> str:
@@ -48,7 +54,7 @@ def full_card(folder: Path, facts: Path) -> str:
 
 
 def beside_published(metadata: dict, name: str) -> str:
-    """A table of test errors by the published definition, best forces first; "" where nothing is known of the test set."""
+    """A table of test errors by the published definition, best forces first; "" for an unknown test set."""
     files, found = test_files(metadata), metadata["errors"].get("test")
     entry = known_set(files[0].get("sha256")) if len(files) == 1 else None
     if not (entry and found):
@@ -69,7 +75,7 @@ def written(path: Path) -> str:
 
 
 def tabulated(stem: str, path: Path) -> str:
-    """A JSON file as tables: those of the commands above, or any {label: value}, {row: {column: value}} or {title: table}."""
+    """A JSON file as tables: of the commands above, or any {label: value}, {row: {column: value}}, {title: table}."""
     if not path.is_file():
         return ""
     content = json.loads(path.read_text())
@@ -86,8 +92,10 @@ def tabulated(stem: str, path: Path) -> str:
 
 
 def speed(found: dict) -> str:
-    rows = [{"atoms": r["n_atoms"], "us/atom/step": r["us_per_atom"], "ms/step": r["ms_per_step"]} for r in found["rows"]]
-    what = f"`equinn bench` ({found['dtype']}, {found['threads']} thread{'s' * (found['threads'] != 1)}, {found['evaluation']})"
+    columns = {"atoms": "n_atoms", "us/atom/step": "us_per_atom", "ms/step": "ms_per_step"}
+    rows = [{column: row[key] for column, key in columns.items()} for row in found["rows"]]
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    what = f"`equinn bench` ({found['dtype']}, {threads}, {found['evaluation']})"
     machine = found["cpu"] if found["device"] == "cpu" else found["device"]
     return f"{what} on {machine}, torch {found['torch']}:\n\n{markdown(rows)}"
 
@@ -111,7 +119,8 @@ def crystal(found: dict) -> str:
     rows = {name: {column: row.get(column) for column in columns} for name, row in rows.items()}
     lines = [markdown(rows)]
     if hole := found["vacancy"]:
-        lines.append(f"* vacancy formation, {hole['n_atoms']} atoms: {hole['energy']:.2f} eV ({hole['unrelaxed']:.2f} unrelaxed)")
+        values = f"{hole['energy']:.2f} eV ({hole['unrelaxed']:.2f} unrelaxed)"
+        lines.append(f"* vacancy formation, {hole['n_atoms']} atoms: {values}")
     for face in found["surfaces"]:
         lines.append(f"* surface ({''.join(map(str, face['miller']))}), not reconstructed: {face['energy']:.2f} J/m^2")
     if waves := found["phonons"]:
@@ -141,7 +150,8 @@ def shortened(content: Any, longest: int = 12) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("potentials", nargs="+", type=Path, help="folders")
-    parser.add_argument("--facts", type=Path, default=Path(__file__).parent / "cards", help="folder of NAME/*.json, *.md")
+    beside = Path(__file__).parent / "cards"
+    parser.add_argument("--facts", type=Path, default=beside, help="folder of NAME/*.json, *.md")
     parser.add_argument("--print", action="store_true", help="do not write README.md")
     parser.add_argument("--shorten", action="store_true", help="drop long lists from the JSON files first")
     arguments = parser.parse_args()

@@ -73,7 +73,7 @@ def side(molecule: Molecule, i: int, j: int) -> set[int] | None:
 
 
 def changed(molecule: Molecule, atoms: Atoms) -> tuple[str, tuple[str, ...]]:
-    """(what is no longer the same molecule, "" if it is; hydrogens that went from N or O to N or O, which is allowed)."""
+    """(what is no longer the same molecule, "" if it is; hydrogens that went from N or O to N or O: allowed)."""
     ratio, heavy, hops = closeness(atoms), np.flatnonzero(atoms.numbers > 1), []
     for h in np.flatnonzero(atoms.numbers == 1):
         (own,) = molecule.neighbours[h]
@@ -157,7 +157,7 @@ def stretched(molecule: Molecule, i: int, j: int, lengths: np.ndarray) -> list[A
 
 
 def out_of_the_way(molecule: Molecule, i: int, j: int, moved: set[int]) -> Atoms:
-    """The molecule, with j turned about the other bond of i where it would run into another atom, as in a hydrogen bridge."""
+    """The molecule, with j turned about the other bond of i where it would run into another atom (hydrogen bridge)."""
     others = molecule.neighbours[i] - {j}
     if len(others) != 1:
         return molecule.atoms.copy()
@@ -198,7 +198,7 @@ def _curve(molecule: Molecule, potential: Any, i: int, j: int, lengths: np.ndarr
 
 
 def turn(x: np.ndarray, energies: np.ndarray) -> tuple[float, float] | None:
-    """(where, by how much): the first maximum of a curve that should only rise, and the deepest fall after it; or None."""
+    """(where, by how much): where a curve that should only rise begins its deepest fall; or None."""
     highest = np.maximum.accumulate(energies)
     fall = highest - energies
     if fall.max() < RIPPLE:

@@ -3,8 +3,9 @@
     python benchmarks/molecules.py potentials/3bpa --figure 3bpa.png --json 3bpa.json
     python benchmarks/molecules.py potentials/acac --paths benchmarks/acac_paths.xyz
 
-The molecule is the first structure of the potential's check.xyz; no data file is needed. Dynamics are Langevin NVT, 0.5 fs.
-`--paths` compares energies along paths of a labelled file (config_type names them). molecules.md tells how to read the tables.
+The molecule is the first structure of the potential's check.xyz; no data file is needed. Dynamics are Langevin NVT,
+0.5 fs. `--paths` compares energies along paths of a labelled file (config_type names them). molecules.md tells how to
+read the tables.
 """
 
 from __future__ import annotations

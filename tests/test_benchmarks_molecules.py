@@ -30,7 +30,8 @@ def bonded(scans, name, cutoff=1.25):
     atoms = known_molecule(name)
     ratio = scans.closeness(atoms)
     neighbours = [set(np.flatnonzero(row < cutoff).tolist()) for row in ratio]
-    return scans.Molecule(atoms, [(i, j) for i in range(len(atoms)) for j in sorted(neighbours[i]) if i < j], neighbours)
+    bonds = [(i, j) for i in range(len(atoms)) for j in sorted(neighbours[i]) if i < j]
+    return scans.Molecule(atoms, bonds, neighbours)
 
 
 def test_torsions_are_bonds_outside_rings_with_atoms_on_both_sides(scans):

@@ -53,5 +53,6 @@ def test_all_missing_files_are_named_at_once(tmp_path):
     assert "source: https://example.org\n    licence: MIT\n    sha256 wanted: " + "1" * 64 in message
     assert "'test.xyz'" in message and "2" * 64 in message and "'train.xyz'" not in message
     save(tmp_path / "valid.xyz", copper(1))
-    with pytest.raises(FileNotFoundError, match="(?s)valid.xyz: not the same data: its sha256 is .*wanted: 1111.*'test.xyz'"):
+    other = "(?s)valid.xyz: not the same data: its sha256 is .*wanted: 1111.*'test.xyz'"
+    with pytest.raises(FileNotFoundError, match=other):
         read_sets(config, below=tmp_path)
