@@ -99,7 +99,7 @@ class ModelConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: Literal["nequip", "mace", "schnet", "tfn"] = "nequip"
+    name: Literal["mace", "nequip", "schnet", "tfn"] = "mace"
     cutoff: Annotated[float, Field(gt=0)] = 5.0
 
 
@@ -110,14 +110,15 @@ class LossConfig(_Section):
     same coefficient suits both. Nothing is normalised: these are the coefficients. `huber_delta` in the same units.
     """
 
-    kind: Literal["mse", "huber"] = "huber"
-    energy: Annotated[float, Field(ge=0)] = 1.0
+    kind: Literal["mse", "huber"] = "mse"
+    energy: Annotated[float, Field(ge=0)] = 30.0
     forces: Annotated[float, Field(ge=0)] = 1.0
     virial: Annotated[float, Field(ge=0)] = 1.0
     huber_delta: Annotated[float, Field(gt=0)] = 0.1
 
 
-LEARNING_RATES = {"nequip": 0.02, "mace": 0.01, "tfn": 0.02, "schnet": 0.005}
+OPTIMIZERS = {"mace": "muon", "nequip": "muon", "tfn": "adamw", "schnet": "adamw"}  # where muon was measured to be better
+LEARNING_RATES = {"mace": 0.01, "nequip": 0.01, "tfn": 0.02, "schnet": 0.005}
 
 
 class TrainingConfig(_Section):
@@ -127,13 +128,13 @@ class TrainingConfig(_Section):
     `final_learning_rate` times itself along a cosine that ends with the run; schedule "plateau" halves it after
     `plateau_patience` epochs without gain.
     `ema` is the decay of the averaged weights, which are validated and saved. `gradient_clip` bounds the norm, 0: none.
-    `optimizer`: see train_optimizers. `early_stopping`: epochs without gain before stopping, 0: never. `batch_size` counts frames; left out: about 128
+    `optimizer`: see train_optimizers; left out: what suits the model. `early_stopping`: epochs without gain before stopping, 0: never. `batch_size` counts frames; left out: about 128
     atoms, at most 8 frames and a twentieth of the training set.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 200
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["muon", "adamw"] | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     final_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"

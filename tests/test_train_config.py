@@ -14,7 +14,7 @@ def test_two_lines_are_enough(tmp_path):
     config = load_config(path)
     assert config == load_config(SMALLEST)
     assert [f.file for f in config.data.train] == ["a.xyz"] and config.output == "folder"
-    assert config.model.name == "nequip" and config.max_seconds is None
+    assert config.model.name == "mace" and config.max_seconds is None
 
 
 def test_resolved_yaml_reads_back(tmp_path):
@@ -113,7 +113,7 @@ def test_missing_config_file(tmp_path):
 
 def test_model_keys_are_those_of_its_class():
     check_model(load_config(changed("model", name="schnet", n_channels=16)).model)
-    with pytest.raises(ConfigError, match="unknown key 'model.n_layer' of nequip; did you mean 'n_layers'"):
+    with pytest.raises(ConfigError, match="unknown key 'model.n_layer' of mace; did you mean 'n_layers'"):
         check_model(load_config(changed("model", n_layer=3)).model)
     with pytest.raises(ConfigError, match="unknown key 'model.species'"):
         check_model(load_config(changed("model", species=[14])).model)
