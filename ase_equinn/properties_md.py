@@ -195,11 +195,12 @@ def _displacement(frames: list[Atoms]) -> float:
 
 
 def _first_peak(r: np.ndarray, g: np.ndarray) -> tuple[float, float]:
-    """Place in A and height of the first peak of g(r): the maximum before g falls below 1 again."""
-    above = np.flatnonzero(g > 1)
+    """Place in A and height of the first peak of g(r): the largest value before a running mean falls below 1 again."""
+    smooth = np.convolve(g, np.full(7, 1 / 7), mode="same")  # 0.25 A: a few frames are noisy
+    above = np.flatnonzero(smooth > 1)
     if not len(above):
         return float(r[g.argmax()]), float(g.max())
-    after = np.flatnonzero(g[above[0] :] < 1)
+    after = np.flatnonzero(smooth[above[0] :] < 1)
     end = above[0] + after[0] if len(after) else len(g)
     k = above[0] + int(g[above[0] : end].argmax())
     return float(r[k]), float(g[k])

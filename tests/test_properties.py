@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from ase_equinn import EquiCalculator, cli_properties, plot_properties, properties_phonons
 from ase_equinn import properties as module
 from ase_equinn.cli import app
-from ase_equinn.elastic import elastic_constants
+from ase_equinn.elastic import ElasticConstants, elastic_constants
 from ase_equinn.plot_md import read_log
 from ase_equinn.properties import as_dict, dynamics_rows, elastic_names, properties, rows
 from ase_equinn.properties_crystal import crystal, lattice, neighbor_distance, repeats, vacancy
@@ -277,7 +277,7 @@ def test_liquid_is_melted_first(silicon, tmp_path):
     hot = read_log(tmp_path / "melt/md.csv")["temperature"]
     assert hot[len(hot) // 2 :].mean() == pytest.approx(1.75 * 2500, rel=0.15)
     assert found.mean_temperature == pytest.approx(2500, rel=0.2)
-    assert found.peak[0] == pytest.approx(2.45, abs=0.15)  # measured: 2.4 to 2.5 A
+    assert found.peak[0] == pytest.approx(2.45, abs=0.2)  # of long runs 2.4 to 2.5 A
 
 
 def test_crystal_that_does_not_melt_is_no_liquid(silicon):
@@ -331,9 +331,11 @@ def test_displacement_ignores_drift_and_peak_is_the_first():
         frame.positions[:, 2] += 7 * t  # of the whole
     expected = np.mean([(0.05 * t) ** 2 + (2.5 * t) ** 2 for t in (8, 9)])
     assert _displacement(frames) == pytest.approx(expected)
-    r = np.arange(0, 7, 0.1)
+    r = np.arange(0, 7, 0.035)
     g = 2 * np.exp(-((r - 2.4) ** 2) / 0.05) + 3 * np.exp(-((r - 4) ** 2) / 0.05)
-    assert _first_peak(r, g) == pytest.approx((2.4, 2.0))
+    assert _first_peak(r, g) == pytest.approx((2.4, 2.0), abs=0.02)
+    noisy = g + 1.5 * (abs(r - 1.8) < 0.02)  # one pair of atoms, once
+    assert _first_peak(r, noisy) == pytest.approx((2.4, 2.0), abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -378,6 +380,12 @@ def test_report_holds_what_the_functions_give(report, copper):
     stored = json.loads(json.dumps(as_dict(found)))
     assert stored["lattice"]["lengths"] == list(copper.lengths)
     assert len(stored["clamped"]["tensor"]) == 6
+
+
+def test_crystals_that_are_not_cubic_have_nine_constants():
+    tensor = np.diag([3.0, 3.0, 4.0, 1.0, 1.0, 0.8]) + np.pad(np.ones((3, 3)) - np.eye(3), (0, 3))
+    names = elastic_names(ElasticConstants(tensor, np.zeros(6), 0.0))
+    assert (names["C33"], names["C66"], names["C13"], len(names)) == (4.0, 0.8, 1.0, 9)
 
 
 def test_one_part_that_fails_does_not_stop_the_others(monkeypatch):
