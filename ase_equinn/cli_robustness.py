@@ -19,7 +19,7 @@ def holes(
     structure: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[STRUCTURE]",
+            metavar="STRUCTURE",
             help="A molecule. Default: that of the potential's check.xyz, or crystals of its elements.",
             show_default=False,
         ),
