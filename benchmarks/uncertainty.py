@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from ase_equinn.calibrate import describe, force_errors
+from ase_equinn.calibrate_committee import spread_errors
 from ase_equinn.data import read_frames
-from ase_equinn.evaluate_batches import evaluate_with, load_potential
-from ase_equinn.uncertainty_fit import FLOOR, cluster, fit_scale, judge
+from ase_equinn.evaluate_batches import load_potential
+from ase_equinn.uncertainty_fit import FLOOR, cluster, fit_scale, fit_spread, judge
 
 
 def mahalanobis(train, x):
@@ -57,16 +58,22 @@ def nearest(train, x, n_centres=None):
     return torch.cat([torch.cdist(part / widths, points / widths).amin(1) for part in x.split(500)]) / x.shape[1] ** 0.5
 
 
-def row(name, distances, errors, frames, numbers):
+def power_law(numbers, distances, errors, species):
+    """sigma(z, distances) with a fitted power."""
+    scale = fit_scale(numbers, distances, errors, species)
+    return lambda z, d: scale(z, torch.from_numpy(d) ** 2).numpy()
+
+
+def row(name, distances, errors, frames, numbers, fit=power_law):
     """Cross-validated: correlation, loss, coverage."""
     distances, sigma = np.maximum(distances, 1e-6), np.zeros(len(errors))
     species = tuple(np.unique(numbers).tolist())
     for k in range(7):
         held = frames % 7 == k
-        scale = fit_scale(numbers[~held], distances[~held], errors[~held], species)
+        fitted = fit(numbers[~held], distances[~held], errors[~held], species)
         for z in species:
             own = held & (numbers == z)
-            sigma[own] = scale(z, torch.from_numpy(distances[own]) ** 2).numpy()
+            sigma[own] = fitted(z, distances[own])
     judged, floor = judge(errors, sigma), FLOOR * math.sqrt((errors**2).mean())
     correlation = judge(errors, distances)["rank_correlation"]
     loss = (3 * np.log(sigma) + 1.5 * (errors**2 + floor**2) / sigma**2).mean()
@@ -88,20 +95,24 @@ def one(potential, train, valid):
         for z in evaluator.potential.species:
             distances[numbers == z] = method(t[kinds == z].double(), x[numbers == z].double())
         row(name, distances.numpy(), errors, frames, numbers.numpy())
-    return numbers.numpy(), frames
+    return frames
 
 
-def committee(potentials, valid, numbers, frames):
-    structures, names = [frame.atoms for frame in valid], [frame.origin for frame in valid]
-    each = []
-    for potential in potentials:
-        found = evaluate_with(load_potential(potential), structures, ["forces"], names=names)
-        each.append(np.concatenate([result["forces"] for result in found]))
-    errors = np.linalg.norm(np.mean(each, 0) - np.concatenate([frame.forces for frame in valid]), axis=1)
-    spread = np.linalg.norm(np.std(each, 0, ddof=1), axis=1)
-    row(f"spread of {len(each)} potentials", spread, errors, frames, numbers)
-    scale = fit_scale(numbers, np.maximum(spread, 1e-6), errors, tuple(np.unique(numbers).tolist()))
-    print(f"\nrms error {1000 * math.sqrt((errors**2).mean()):.1f} meV/A = f(spread) with {scale}")
+def committee(potentials, valid, frames):
+    """The spread, in proportion (as `equinn calibrate A B C` has it) and with a power."""
+    numbers, spread, errors = spread_errors(potentials, valid)
+
+    def linear(*known):
+        found = fit_spread(*known, len(potentials))
+        return lambda z, d: found.sigma(np.full(len(d), z), d)
+
+    row(f"spread of {len(potentials)} potentials, power 1", spread, errors, frames, numbers, linear)
+    row(f"spread of {len(potentials)} potentials, any power", spread, errors, frames, numbers)
+    known = numbers, spread, errors, tuple(np.unique(numbers).tolist())
+    found, scale = fit_spread(*known, len(potentials)), fit_scale(*known)
+    rms = [1000 * math.sqrt((values**2).mean()) for values in (errors, spread)]
+    print(f"\nrms error {rms[0]:.1f} meV/A, rms spread {rms[1]:.1f}")
+    print(f"floor {found.floor:.4f} eV/A, factors {found.factors}; with any power {scale}")
 
 
 if __name__ == "__main__":
@@ -114,7 +125,7 @@ if __name__ == "__main__":
     sets = [[frame for frame in frames if frame.forces is not None] for frames in sets]
     for name in args.potentials:
         print(f"\n{name}\n\n| method | rank correlation | loss | errors within 1 / 2 / 3 sigma, % |\n|---|---|---|---|")
-        known = one(name, *sets)
+        frames = one(name, *sets)
     if len(args.potentials) > 1:
         print()
-        committee(args.potentials, sets[1], *known)
+        committee(args.potentials, sets[1], frames)
