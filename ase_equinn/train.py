@@ -23,7 +23,7 @@ from .train_progress import Display
 from .train_schedule import Clock
 from .train_sets import Sets, read_sets, resolved
 from .train_statistics import build_potential, check_model, species_of, statistics
-from .train_terms import complete, repulsion
+from .train_terms import complete, repulsion, without
 
 
 def train(
@@ -81,15 +81,18 @@ def prepare_run(
     """(run, facts): everything up to the first step, or what a checkpoint says; facts go into every checkpoint."""
     samples = prepare(sets.train, [config.model.cutoff])
     species = species_of([*sets.train, *sets.isolated])
-    valid_samples = prepare(sets.valid, [config.model.cutoff], species)
-    prepare(sets.test, [config.model.cutoff], species)
+    for frames in (sets.valid, sets.test):
+        prepare(frames, [config.model.cutoff], species)
+    term = repulsion(config, species, samples)
+    train, valid = without(sets.train, term), without(sets.valid, term)
+    samples, valid_samples = prepare(train, [config.model.cutoff]), prepare(valid, [config.model.cutoff])
     checkpoint = load_checkpoint(_checkpoint(folder)) if resume and _checkpoint(folder).exists() else None
     identity = _identity(config)
     if checkpoint:
         _check_same_run(checkpoint.state["identity"], identity, _checkpoint(folder))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "train.yaml", to_yaml(config).encode())
-    found = checkpoint.state["statistics"] if checkpoint else statistics(config, sets.train, sets.isolated, samples)
+    found = checkpoint.state["statistics"] if checkpoint else statistics(config, train, sets.isolated, samples)
     n_steps = config.training.epochs * -(-len(samples) // config.training.batch_size)
     elapsed = (checkpoint.state["elapsed"] if checkpoint else 0.0) + time.monotonic() - started
     groups = {"train": sets.train, "valid": sets.valid, "test": sets.test, "isolated": sets.isolated}
@@ -100,9 +103,9 @@ def prepare_run(
         config,
         build_potential(config, found),
         samples,
-        (sets.valid, valid_samples),
+        (valid, valid_samples),
         Clock(config.max_seconds, n_steps, elapsed),
-        repulsion(config, species, samples),
+        term,
         n_test=len(sets.test),
     )
     if checkpoint:

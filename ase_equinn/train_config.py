@@ -154,8 +154,8 @@ class TrainConfig(_Section):
 
     `reference_energies`: eV per isolated atom by symbol; species that are left out come from isolated-atom frames
     (one atom without periodicity, or config_type IsolatedAtom) or else from least squares.
-    `zbl`: the Ziegler-Biersack-Littmark repulsion is added below the shortest distances of the training set, see
-    train_terms: atoms that collide repel, where data say nothing.
+    `zbl`: the Ziegler-Biersack-Littmark repulsion acts where the distances of the training set end, see
+    train_terms, and the network learns what remains: atoms that collide repel, where data say nothing.
     """
 
     data: DataConfig

@@ -32,7 +32,7 @@ class Run:
 
     Attributes:
         potential, averaged: the trained weights and their exponential moving average, which is validated and saved.
-        term: what the finished potential has besides, see train_terms; it is zero on the training set.
+        term: what the labels were freed of, see train_terms; the potentials here lack it.
         epoch, step: completed ones. rows: one dict per epoch, the lines of log.csv.
         best_loss, best_epoch, best: validation loss, epoch and weights of the best average so far.
     """

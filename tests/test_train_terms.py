@@ -1,4 +1,4 @@
-"""train_terms: the repulsive core ends where the training set begins."""
+"""train_terms: the repulsive core ends beyond the shortest distances of the training set, labels are freed of it."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ase_equinn.models.nequip import NequIP
 from ase_equinn.potential import Potential
 from ase_equinn.radial_transforms import covalent_radius
 from ase_equinn.train_config import load_config
-from ase_equinn.train_terms import complete, repulsion
+from ase_equinn.train_terms import REACH, complete, repulsion, without
 
 
 def config_of(**options):
@@ -29,23 +29,37 @@ def term_of(distance, **options):
     return repulsion(config_of(**options), (14, 29), prepare(frames(distance), [5.0]))
 
 
-def potentials(term):
+def test_the_core_ends_beyond_the_shortest_distance():
+    assert sum(term_of(1.8).radii) == pytest.approx(REACH * 1.8)
+
+
+def test_labels_are_those_of_the_network_and_the_sum_has_both():
+    rng = np.random.default_rng(0)
+    given = []
+    for pbc in (True, False):
+        atoms = Atoms("Si2Cu", rng.uniform(0, 2.0, (3, 3)) + np.eye(3), cell=np.eye(3) * 6, pbc=pbc)
+        stress = rng.normal(size=(3, 3)) if pbc else None
+        given.append(Frame(atoms, rng.normal(), rng.normal(size=(3, 3)), stress))
+    term = repulsion(config_of(), (14, 29), prepare(given, [5.0]))
+    bare = without(given, term)
     torch.manual_seed(0)
     network = Potential([NequIP([14, 29], 5.0, 4.0, irreps_hidden="4x0e+4x1o").double()], scale=2.0, shift=0.3)
-    return network, complete(network, term.double())
+    whole = complete(network, term)
+    one, two = (
+        predict(potential, prepare(group, potential.cutoffs)) for potential, group in ((network, bare), (whole, given))
+    )
+    assert max(abs(frame.energy - rest.energy) for frame, rest in zip(given, bare)) > 1e-3  # the core acts here
+    for frame, rest, a, b in zip(given, bare, one, two):
+        assert b.energy - frame.energy == pytest.approx(a.energy - rest.energy, abs=1e-9)
+        np.testing.assert_allclose(b.forces - frame.forces, a.forces - rest.forces, atol=1e-9)
+        assert (rest.stress is None) == (frame.stress is None)
+        if frame.stress is not None:
+            np.testing.assert_allclose(b.stress - frame.stress, a.stress - rest.stress, atol=1e-10)
 
 
-def test_the_core_is_zero_on_the_training_set_and_repels_below_it():
-    network, whole = potentials(term_of(2.0))
-    radii = covalent_radius(14) + covalent_radius(29)
-    assert sum(term_of(2.0).radii) == pytest.approx(2.0) and radii > 2.0
-    inside, outside = frames(1.9), frames(2.0)
-    for group, differs in ((inside, True), (outside, False)):
-        a, b = (predict(p, prepare(group, p.cutoffs))[0] for p in (network, whole))
-        assert (b.energy - a.energy > 1e-6) == differs
-        assert (b.forces[1, 2] - a.forces[1, 2] > 1e-5) == differs
-        if not differs:
-            np.testing.assert_allclose(b.forces, a.forces, atol=1e-12)
+def test_missing_labels_stay_missing():
+    bare = without([frames(1.8)[0]._replace(energy=None, forces=None)], term_of(1.8))
+    assert bare[0].energy is None and bare[0].forces is None
 
 
 def test_without_close_atoms_it_ends_at_the_covalent_radii_and_the_cutoff_at_the_latest():
@@ -54,6 +68,6 @@ def test_without_close_atoms_it_ends_at_the_covalent_radii_and_the_cutoff_at_the
 
 
 def test_none_is_wanted():
-    term = term_of(2.0, zbl=False)
-    network, _ = potentials(term_of(2.0))
-    assert term is None and complete(network, None) is network
+    network = Potential([NequIP([14], 5.0, irreps_hidden="4x0e")])
+    term, given = term_of(2.0, zbl=False), frames(2.0)
+    assert term is None and complete(network, None) is network and without(given, None) == given
