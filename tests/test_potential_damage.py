@@ -91,7 +91,7 @@ def test_a_safetensors_file_of_others_is_refused(tmp_path):
 
 CHANGES = [
     ({"format_version": 2}, "lacks the keys ['uncertainty']"),
-    ({"format_version": 3}, "format version 3, this ase_equinn reads up to 2: install a newer one"),
+    ({"format_version": 4}, "format version 4, this ase_equinn reads up to 3: install a newer one"),
     ({"format_version": 10**30}, "install a newer one"),
     ({"format_version": 0}, "format version 0 is not known"),
     ({"format_version": True}, "format version True is not known"),
