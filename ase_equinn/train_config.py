@@ -108,10 +108,13 @@ class LossConfig(_Section):
 
     Units eV/atom, eV/A, eV/atom. The stress is compared as virial per atom, which is of the size of a force, so the
     same coefficient suits both. Nothing is normalised: these are the coefficients. `huber_delta` in the same units.
+    `final_energy`: from half of the run on the energy's coefficient goes from `energy` to this one geometrically;
+    validation has it from the start; left out: it stays.
     """
 
     kind: Literal["mse", "huber"] = "mse"
     energy: Annotated[float, Field(ge=0)] = 30.0
+    final_energy: Annotated[float, Field(ge=0)] | None = None
     forces: Annotated[float, Field(ge=0)] = 1.0
     virial: Annotated[float, Field(ge=0)] = 1.0
     huber_delta: Annotated[float, Field(gt=0)] = 0.1

@@ -37,12 +37,22 @@ def residuals(batch: Batch, result: Derivatives) -> Residuals:
     )
 
 
-def loss(config: LossConfig, batch: Batch, difference: Residuals) -> Tensor:
-    """The scalar loss of a batch, float64."""
+def loss(config: LossConfig, batch: Batch, difference: Residuals, progress: float = 1.0) -> Tensor:
+    """The scalar loss of a batch, float64, with the coefficients at `progress` in 0..1 of the run."""
     energy = (batch.energy_weight * penalty(config, difference.energy)).mean()
     forces = (batch.force_weight * penalty(config, difference.forces)).mean()
     virial = (batch.virial_weight[:, None, None] * penalty(config, difference.virial)).mean()
-    return config.energy * energy + config.forces * forces + config.virial * virial
+    return energy_coefficient(config, progress) * energy + config.forces * forces + config.virial * virial
+
+
+def energy_coefficient(config: LossConfig, progress: float) -> float:
+    """c_E: `energy` in the first half of the run, then geometrically to `final_energy`; linearly if one of them is 0."""
+    if config.final_energy is None:
+        return config.energy
+    x = min(1.0, max(0.0, 2.0 * progress - 1.0))
+    if not config.energy * config.final_energy:
+        return (1.0 - x) * config.energy + x * config.final_energy
+    return config.energy ** (1.0 - x) * config.final_energy**x
 
 
 def penalty(config: LossConfig, x: Tensor) -> Tensor:

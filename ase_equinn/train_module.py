@@ -79,7 +79,7 @@ class Run:
     def loss(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch, float64, with its graph; its parts are added up for the log."""
         difference = residuals(batch, derivatives(self.potential, batch.graphs, batch.positions, training=True))
-        value = loss(self.config.loss, batch, difference)
+        value = loss(self.config.loss, batch, difference, self.clock.progress(self.step))
         self._add_up(value.detach(), batch, [x.detach() for x in difference])
         return value
 

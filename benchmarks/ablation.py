@@ -74,6 +74,7 @@ CHANGES = {
     "huber0.01": {"loss": {"kind": "huber", "huber_delta": 0.01}},
     "energy3": {"loss": {"energy": 3.0}},
     "energy300": {"loss": {"energy": 300.0}},
+    "energy30to1000": {"loss": {"final_energy": 1000.0}},
     "virial10": {"loss": {"virial": 10.0}},
     "virial0.1": {"loss": {"virial": 0.1}},
     "rate0.003": {"training": {"learning_rate": 0.003}},
@@ -90,6 +91,7 @@ CHANGES = {
     "muon": {"training": {"optimizer": "muon"}},
     "muon0.02": {"training": {"optimizer": "muon", "learning_rate": 0.02}},
     "muon0.04": {"training": {"optimizer": "muon", "learning_rate": 0.04}},
+    "nozbl": {"zbl": False},
     "seed1": {"seed": 1},
 }
 

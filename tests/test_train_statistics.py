@@ -12,7 +12,7 @@ from ase_equinn.derivatives import derivatives
 from ase_equinn.evaluate_files import predict
 from ase_equinn.metrics import errors
 from ase_equinn.train_config import ConfigError, LossConfig, load_config
-from ase_equinn.train_loss import Residuals, loss, loss_of_predictions, penalty, residuals
+from ase_equinn.train_loss import Residuals, energy_coefficient, loss, loss_of_predictions, penalty, residuals
 from ase_equinn.train_statistics import (
     batch_size,
     build_potential,
@@ -135,6 +135,14 @@ def test_penalties():
     assert torch.equal(penalty(LossConfig(kind="mse"), x), x**2)
     huber = penalty(LossConfig(kind="huber", huber_delta=0.1), x)
     torch.testing.assert_close(huber, torch.tensor([0.0, 0.0025, 0.0025, 0.05, 0.05], dtype=torch.float64))
+
+
+def test_the_energy_coefficient_moves_in_the_second_half():
+    moving = LossConfig(energy=10.0, final_energy=1000.0)
+    found = [energy_coefficient(moving, x) for x in (0.0, 0.5, 0.75, 1.0)]
+    np.testing.assert_allclose(found, [10, 10, 100, 1000])
+    assert [energy_coefficient(LossConfig(energy=10.0), x) for x in (0.0, 1.0)] == [10, 10]
+    assert [energy_coefficient(LossConfig(energy=0.0, final_energy=4.0), x) for x in (0.5, 0.75, 1.0)] == [0, 2, 4]
 
 
 def test_loss_by_hand(tmp_path):
