@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .derivatives_training import taped
 from .graph import Graph, edge_vectors
 from .potential import Potential
 
@@ -58,8 +59,11 @@ def derivatives(
     with torch.inference_mode(False), torch.enable_grad():
         graphs, positions = _ordinary(graphs, positions)
         exact, leaves = _vectors(potential, graphs, positions, vectors)
-        node_energy = potential.node_energy(graphs, leaves)[:n_counted]
-        gradients = _gradients(node_energy, leaves, training)
+        found = taped(potential, graphs, leaves) if training and n_counted is None else None
+        if found is None:
+            node_energy = potential.node_energy(graphs, leaves)[:n_counted]
+            found = node_energy, _gradients(node_energy, leaves, training)
+        node_energy, gradients = found
         with torch.set_grad_enabled(training):
             return _collect(graphs, exact, node_energy if training else node_energy.detach(), gradients)
 

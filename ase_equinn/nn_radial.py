@@ -13,7 +13,7 @@ from .graph import Graph
 from .nn import second_moment_factor, silu
 from .ops.radial_table import RadialTable
 from .ops.symbols import is_symbolic
-from .ops.tabulate import Tabulator, Taylor, silu_series, taylor_function, taylor_linear, taylor_product
+from .ops.tabulate import Tabulator, Taylor, silu_series, tanh_series, taylor_function, taylor_linear, taylor_product
 from .radial import BASES, check_count, polynomial_envelope
 from .radial_transforms import TRANSFORMS, covalent_radius
 
@@ -173,7 +173,7 @@ class PairRadialNetwork(nn.Module):
             x = taylor_function(taylor_linear(x, weight), silu_series) * _SILU
         x = taylor_linear(x, last)
         if self.density:
-            x = taylor_function(taylor_product(x, x), _tanh_series)
+            x = taylor_function(taylor_product(x, x), tanh_series)
         return taylor_product(x, envelope) if self.options.envelope_last else x
 
     def __getstate__(self) -> dict:
@@ -182,9 +182,3 @@ class PairRadialNetwork(nn.Module):
 
 def _scaled(weights: Sequence[Tensor]) -> list[Tensor]:
     return [weight / weight.shape[0] ** 0.5 for weight in weights]
-
-
-def _tanh_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    t = torch.tanh(x)
-    first = 1 - t * t
-    return t, first, -2 * t * first

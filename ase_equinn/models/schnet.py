@@ -17,7 +17,7 @@ from ..ops.conv import conv
 from ..ops.paths import ConvPaths
 from ..ops.radial_table import RadialTable
 from ..ops.symbols import is_symbolic
-from ..ops.tabulate import Tabulator, Taylor, taylor_function, taylor_linear, taylor_product
+from ..ops.tabulate import Tabulator, Taylor, softplus_series, taylor_function, taylor_linear, taylor_product
 from ..radial import GaussianBasis, check_count, check_cutoff, cosine_envelope
 
 KNOTS_PER_GAUSSIAN = 8  # forces of the table and of the network agree to 1e-7; in float32 more knots cost accuracy
@@ -42,12 +42,6 @@ def atomwise(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
 class ShiftedSoftplus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return shifted_softplus(x)
-
-
-def shifted_softplus_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """shifted_softplus with its first two derivatives: s and s (1 - s), s the logistic function."""
-    s = torch.sigmoid(x)
-    return shifted_softplus(x), s, s * (1 - s)
 
 
 class Interaction(nn.Module):
@@ -82,7 +76,7 @@ class Interaction(nn.Module):
     @staticmethod
     def _taylor(x: Taylor, weights: list[Tensor]) -> Taylor:
         first, first_bias, last, last_bias = weights
-        hidden = taylor_function(taylor_linear(x[..., :-1], first.T, first_bias), shifted_softplus_series)
+        hidden = taylor_function(taylor_linear(x[..., :-1], first.T, first_bias), softplus_series)
         return taylor_product(taylor_linear(hidden, last.T, last_bias), x[..., -1:])
 
     def forward(self, x: Tensor, lengths: Tensor, ones: Tensor, graph: Graph) -> Tensor:

@@ -18,7 +18,7 @@ class Backward(Channels):
         for path, form in self.forms.items():
             if form.sums is not None:
                 self._coupled[path] = begin + self.n_numbers
-                self.n_numbers += form.n_sums * path.mul
+                self.n_numbers += form.n_sums * path.mul * (1 + self.variant.g_tangent)
 
     def of_centre(self, i) -> None:
         """The G of this centre that are not g itself."""
@@ -30,17 +30,26 @@ class Backward(Channels):
                     for k, uses in enumerate(self.forms[path].sums):
                         total = None
                         for m3, c in uses:
-                            g = e.load(self.p["g"][path.i_out], self.out_index(path, m3, channel), width)
-                            total = e.fma(e.const(c, width), g, total)
-                        e.store(total, self.p["scratch"][0], e.add(channel, base + k * path.mul))
+                            total = e.dual_fma(Dual(e.const(c, width)), self._g(path, m3, channel, width), total)
+                        for number, value in zip((k, k + self.forms[path].n_sums), self._parts(total)):
+                            e.store(value, self.p["scratch"][0], e.add(channel, base + number * path.mul))
+
+    def _g(self, path: Path, m3: int, channel, width: int) -> Dual:
+        index = self.out_index(path, m3, channel)
+        tangent = self.e.load(self.p["g'"][path.i_out], index, width) if self.variant.g_tangent else None
+        return Dual(self.e.load(self.p["g"][path.i_out], index, width), tangent)
+
+    def _parts(self, dual: Dual) -> list:
+        return [*dual] if self.variant.g_tangent else [dual.value]
 
     def _coupled_gradient(self, path: Path, number: int, channel, width: int) -> Dual:
         """G[number]"""
         e = self.e
-        if path in self._coupled:
-            index = e.add(channel, self._coupled[path] + number * path.mul)
-            return Dual(e.load(self.p["scratch"][0], index, width))
-        return Dual(e.load(self.p["g"][path.i_out], self.out_index(path, number, channel), width))
+        if path not in self._coupled:
+            return self._g(path, number, channel, width)
+        numbers = (number, number + self.forms[path].n_sums)[: 1 + self.variant.g_tangent]
+        places = [e.add(channel, self._coupled[path] + k * path.mul) for k in numbers]
+        return Dual(*(e.load(self.p["scratch"][0], place, width) for place in places))
 
     def of_block(self) -> None:
         e = self.e

@@ -23,14 +23,18 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _kernels: dict[tuple, tuple] = {}
 
 
-class _Job:
-    """One convolution on one graph: kernels, thread ranges and scratch."""
+class ConvJob:
+    """One convolution on one graph: kernels, thread ranges and scratch.
 
-    def __init__(self, paths: ConvPaths, graph: Graph, table: RadialTable):
+    `rows`: for every edge its row of x, (E,) int64; None: its neighbour.
+    """
+
+    def __init__(self, paths: ConvPaths, graph: Graph, table: RadialTable, rows: Tensor | None = None):
         self.paths, self.bits = paths, 64 if table.values.dtype == torch.float64 else 32
         n_knots = table.values.shape[0] if table.first is None else table.n_knots
         self.first = None if table.first is None else table.first.contiguous()
-        self.row_ptr, self.neighbour = graph.row_ptr.contiguous(), graph.edge_index[1].contiguous()
+        self.row_ptr = graph.row_ptr.contiguous()
+        self.neighbour = (graph.edge_index[1] if rows is None else rows).contiguous()
         self.n_atoms, self.n_edges = len(graph.numbers), graph.edge_index.shape[1]
         self.constants = [self.n_edges, n_knots - 1, struct.unpack("<q", struct.pack("<d", 1.0 / table.spacing))[0]]
         self.ranges = self._ranges()
@@ -78,16 +82,14 @@ def kernel_of(paths: ConvPaths, variant: Variant, bits: int):
     key = (paths.irreps_in, paths.lmax, paths.irreps_out, variant, bits)
     if key not in _kernels:
         kernel = ConvKernel(paths, variant, bits, vector_bytes() // (bits // 8))
-        function = compile_function(
-            variant.name, kernel.source, kernel.n_pointers, kernel.n_integers, ("conv", *key)
-        )
+        function = compile_function(variant.name, kernel.source, kernel.n_pointers, kernel.n_integers, ("conv", *key))
         _kernels[key] = function, ConvKernel.scratch_size(kernel.n_rows)
     return _kernels[key]
 
 
 def fused(paths: ConvPaths, x: Sequence[Tensor], lengths: Tensor, sh: Tensor, table: RadialTable, graph: Graph):
     """`conv` by generated kernels; sh is (n_sh, E)."""
-    job = _Job(paths, graph, table)
+    job = ConvJob(paths, graph, table)
     tensors = [tensor.contiguous() for tensor in (lengths, sh, table.values, *x)]
     return list(_Convolution.apply(job, *tensors))
 
@@ -96,15 +98,15 @@ def _zeros(like: Sequence[Tensor], n: int) -> list[list[Tensor]]:
     return [[torch.zeros_like(tensor) for tensor in like] for _ in range(n)]
 
 
-def _total(parts: list[list[Tensor]]) -> list[Tensor]:
+def total(parts: list[list[Tensor]]) -> list[Tensor]:
     """The threads' sums, added in the order of the threads."""
     for part in parts[1:]:
-        for total, tensor in zip(parts[0], part):
-            total += tensor
+        for first, tensor in zip(parts[0], part):
+            first += tensor
     return parts[0]
 
 
-def _empty_out(job: _Job, like: Tensor) -> list[Tensor]:
+def _empty_out(job: ConvJob, like: Tensor) -> list[Tensor]:
     return [like.new_empty(job.n_atoms, 2 * l + 1, mul) for mul, l, _ in job.paths.irreps_out]
 
 
@@ -112,7 +114,7 @@ class _Convolution(torch.autograd.Function):
     """(r, Y, T, x...) -> A..."""
 
     @staticmethod
-    def forward(ctx, job: _Job, *inputs: Tensor):
+    def forward(ctx, job: ConvJob, *inputs: Tensor):
         out = _empty_out(job, inputs[0])
         job.run(Variant(backward=False), [*inputs, *out])
         ctx.job = job
@@ -127,14 +129,16 @@ class _Convolution(torch.autograd.Function):
         return (None, *_Backward.apply(ctx.job, (r or sh, table, any(x)), len(inputs), *inputs, *g))
 
 
-def _run_backward(job: _Job, variant: Variant, arguments: list[Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
+def _run_backward(
+    job: ConvJob, variant: Variant, arguments: list[Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
     """[dr, dY, dT, dx...] with None for what the variant leaves out."""
     r, sh, table, x = inputs[0], inputs[1], inputs[2], inputs[3:]
     slopes = [torch.empty_like(r), torch.empty_like(sh)] if variant.edge_gradient else []
     summed = [*([table] if variant.table_gradient else []), *(x if variant.x_gradient else [])]
     parts = _zeros(summed, len(job.ranges))
     job.run(variant, [*arguments, *slopes], parts)
-    totals = iter(_total(parts))
+    totals = iter(total(parts))
     dtable = next(totals) if variant.table_gradient else None
     dx = [next(totals) if variant.x_gradient else None for _ in x]
     return [*(slopes or (None, None)), dtable, *dx]
@@ -144,7 +148,7 @@ class _Backward(torch.autograd.Function):
     """(r, Y, T, x..., g...) -> (dr, dY, dT, dx...) of sum <g, A>."""
 
     @staticmethod
-    def forward(ctx, job: _Job, needs: tuple[bool, bool, bool], n_inputs: int, *tensors: Tensor):
+    def forward(ctx, job: ConvJob, needs: tuple[bool, bool, bool], n_inputs: int, *tensors: Tensor):
         variant = Variant(True, edge_gradient=needs[0], table_gradient=needs[1], x_gradient=needs[2])
         ctx.job, ctx.n_inputs = job, n_inputs
         ctx.save_for_backward(*tensors)
@@ -166,6 +170,7 @@ class _Backward(torch.autograd.Function):
             out[n:] = _empty_out(job, inputs[0])
             job.run(Variant(False, True, table_tangent), [*inputs, *tangents, *out[n:]])
         if any(need[:n]):
-            variant = Variant(True, True, table_tangent, any(need[3:n]), need[2], edge_gradient=any(need[:2]))
+            needs = dict(x_gradient=any(need[3:n]), table_gradient=need[2], edge_gradient=any(need[:2]))
+            variant = Variant(True, True, table_tangent, **needs)
             out[:n] = _run_backward(job, variant, [*inputs, *tangents, *g], inputs)
         return (None, None, None, *out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .conv_forms import Form, Row
-from .conv_harmonics import direction, harmonics, harmonics_gradient
+from .conv_harmonics import direction, harmonics, harmonics_gradient, harmonics_tangent
 from .conv_variants import Variant
 from .emitter import Dual, Emitter
 from .lanes import sums_of, transpose
@@ -59,16 +59,11 @@ class EdgeBlock:
         self.n = e.b.sub(e.least(e.add(start, BLOCK), stop), start)
         with e.loop(0, self.n, e.lanes) as k:
             edge, mask = e.add(self.start, k), e.mask(e.b.sub(self.n, k))
-            if self.variant.vectors:
-                u, length, _ = self._direction(edge, mask)
-                y = dict(enumerate(harmonics(e, self.lmax, u, e.lanes)))
-            else:
-                length, y = e.load_masked(self.p["r"][0], edge, mask), self._harmonics("Y", edge, mask)
-            rate = e.load_masked(self.p["r'"][0], edge, mask) if self.variant.dual else None
+            length, y, rate, dy = (self._from_vectors if self.variant.vectors else self._given)(edge, mask)
             self._radial(k, edge, mask, length, rate)
             self._combine("row", k, y)
             if self.variant.dual:
-                self._combine("row'", k, self._harmonics("Y'", edge, mask))
+                self._combine("row'", k, dy)
 
     # scratch
 
@@ -93,6 +88,26 @@ class EdgeBlock:
         return self.e.load_int(self.scratch, k)
 
     # before the channels
+
+    def _given(self, edge, mask) -> tuple:
+        """r, Y and, in a dual kernel, their tangents."""
+        out = []
+        for mark in ("", "'") if self.variant.dual else ("",):
+            out += [self.e.load_masked(self.p["r" + mark][0], edge, mask), self._harmonics("Y" + mark, edge, mask)]
+        return tuple(out + [None] * (4 - len(out)))
+
+    def _from_vectors(self, edge, mask) -> tuple:
+        """What `_given` gives; dr = u dv, du = (dv - u dr) / r."""
+        e, width = self.e, self.e.lanes
+        u, length, inverse = self._direction(edge, mask)
+        y = harmonics(e, self.lmax, u, width)
+        if not self.variant.dual:
+            return length, dict(enumerate(y)), None, None
+        tangent, rate = [e.load_masked(self.p[name][0], edge, mask) for name in ("vx'", "vy'", "vz'")], None
+        for a, b in zip(u, tangent):
+            rate = e.fma(a, b, rate)
+        turn = [e.mul(e.b.fsub(b, e.mul(a, rate)), inverse) for a, b in zip(u, tangent)]
+        return length, dict(enumerate(y)), rate, dict(enumerate(harmonics_tangent(e, self.lmax, u, turn, y, width)))
 
     def _direction(self, edge, mask):
         # Lanes without an edge hold (1, 1, 1), which gives nothing that floating-point units are slow at.

@@ -1,6 +1,6 @@
 """IR of spherical harmonics and their gradient, a vector of edges at a time: what angular.spherical_harmonics gives.
 
-    Y_0 = 1,  Y_1 = sqrt(3) u,  Y_{l+1} = C_l (Y_l (x) u),  C_l the coupling l x 1 -> l+1
+Y_0 = 1,  Y_1 = sqrt(3) u,  Y_{l+1} = C_l (Y_l (x) u),  C_l the coupling l x 1 -> l+1
 """
 
 from __future__ import annotations
@@ -43,6 +43,20 @@ def harmonics(e: Emitter, lmax: int, u: list, width: int) -> list:
         for m3, m, axis, c in _step(l):
             y[m3] = e.fma(e.mul(degrees[l][m], u[axis]), e.const(c, width), y[m3])
         degrees.append(y)
+    return [value for degree in degrees for value in degree]
+
+
+def harmonics_tangent(e: Emitter, lmax: int, u: list, rate: list, y: list, width: int) -> list:
+    """The derivative of Y_0..Y_lmax along the tangent `rate` of u, from Y itself."""
+    degrees = [[e.const(0, width)]]
+    if lmax > 0:
+        degrees.append([e.mul(e.const(sqrt(3), width), component) for component in rate])
+    for l in range(1, lmax):
+        out: list = [None] * (2 * l + 3)
+        for m3, m, axis, c in _step(l):
+            product = e.fma(y[l * l + m], rate[axis], e.mul(degrees[l][m], u[axis]))
+            out[m3] = e.fma(product, e.const(c, width), out[m3])
+        degrees.append(out)
     return [value for degree in degrees for value in degree]
 
 

@@ -28,8 +28,8 @@ class ConvKernel:
     """Emits one variant.
 
     Pointers, in this order: row_ptr, neighbour (int64); scratch; r (E,), Y (n_sh, E), T (knots, 3, n_weights), x...;
-    if dual their tangents in the same order (T's only with table_tangent); forward: out...; backward: g..., dr, dY,
-    dT (with table_gradient), dx... (with x_gradient); without edge_gradient no dr, dY; last the first rows of the edges' tables (int64, with tables).
+    if dual their tangents in the same order (T's only with table_tangent); forward: out...; backward: g..., their
+    tangents (with g_tangent), dr, dY (with edge_gradient), dT (with table_gradient), dx... (with x_gradient); last the first rows of the edges' tables (int64, with tables).
     With vectors, vx, vy, vz (E,) each stand in place of r, Y, and gx, gy, gz (E,), the gradient with respect to the
     vectors, in place of dr, dY; lengths and Y are then those of `angular`, edges of length 0 included.
     Integers: first and last centre, E, knots of a table - 1, and the bits of 1 / (knot distance) as float64.
@@ -65,9 +65,10 @@ class ConvKernel:
         geometry, slopes = (("vx", "vy", "vz"), ("gx", "gy", "gz")) if variant.vectors else (("r", "Y"), ("dr", "dY"))
         counts = dict.fromkeys(("row_ptr", "neighbour", "scratch", *geometry, "T"), 1) | {"x": n_in}
         if variant.dual:
-            counts |= {"r'": 1, "Y'": 1, "T'": int(variant.table_tangent), "x'": n_in}
+            counts |= dict.fromkeys((f"{name}'" for name in geometry), 1)
+            counts |= {"T'": int(variant.table_tangent), "x'": n_in}
         if variant.backward:
-            counts |= {"g": n_out} | dict.fromkeys(slopes, int(variant.edge_gradient))
+            counts |= {"g": n_out, "g'": n_out * variant.g_tangent} | dict.fromkeys(slopes, int(variant.edge_gradient))
             counts |= {"dT": int(variant.table_gradient), "dx": n_in * variant.x_gradient}
         else:
             counts |= {"out": n_out}

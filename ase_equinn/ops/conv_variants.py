@@ -41,6 +41,7 @@ class Variant(NamedTuple):
     backward: bool
     dual: bool = False  # x, Y and r have tangents, and the outputs are derivatives along them
     table_tangent: bool = False  # T has one as well
+    g_tangent: bool = False  # and so have the g of a backward kernel
     x_gradient: bool = True
     table_gradient: bool = False
     edge_gradient: bool = True  # with respect to r and Y, or to the vectors
@@ -57,7 +58,9 @@ class Variant(NamedTuple):
         """Raises:
         ValueError: flags that exclude each other, with the variant's name.
         """
-        if self.vectors and self.dual:
-            raise ValueError(f"a kernel in dual arithmetic takes lengths and harmonics, not vectors: {self.name}")
+        if self.vectors and self.dual and self.backward and self.edge_gradient:
+            raise ValueError(f"no kernel in dual arithmetic gives a gradient with respect to vectors: {self.name}")
+        if self.g_tangent and not (self.dual and self.backward):
+            raise ValueError(f"only a backward kernel in dual arithmetic has tangents of g: {self.name}")
         if self.add_vectors and not (self.vectors and self.backward and self.edge_gradient):
             raise ValueError(f"only a backward kernel of vectors can add to their gradient: {self.name}")

@@ -57,7 +57,7 @@ def make_plan(trace: Trace, energy: Value, descriptors: tuple[View, ...] = ()) -
         Untraceable: no such program; or the energy does not depend on one of the descriptors.
     """
     kept = {view.buffer for view in descriptors}
-    ops = _merged(_alive(trace.ops, energy.view), kept)
+    ops = _merged(alive(trace.ops, energy.view), kept)
     if not kept.issubset(view.buffer for op in ops for view in op.outputs):
         raise Untraceable("descriptors that the energy does not depend on")
     stages = _stages(ops)
@@ -76,7 +76,7 @@ def make_plan(trace: Trace, energy: Value, descriptors: tuple[View, ...] = ()) -
     return Plan(steps, builder.rows, shared, builder.private, 2 * last + 1, energy.view, seed, tuple(descriptors))
 
 
-def _alive(ops: list[Op], energy: View) -> list[Op]:
+def alive(ops: list[Op], energy: View) -> list[Op]:
     """The operators that the energy depends on."""
     needed, kept = {energy.buffer}, []
     for op in reversed(ops):

@@ -18,7 +18,7 @@ _MIN_ATOMS = 50  # per thread: less is not worth waking one
 _kernels: dict[tuple, object] = {}
 
 
-class _Job:
+class ProductJob:
     """One product on one set of atoms: kernels and thread ranges."""
 
     def __init__(self, table: ProductTable, species: Tensor, dtype: torch.dtype):
@@ -79,7 +79,7 @@ def fused(table: ProductTable, x: Sequence[Tensor], weights: Sequence[Tensor], s
         raise ValueError(
             f"species must be rows 0..{weights[0].shape[0] - 1} of the weights, got {species.tolist()[:10]}"
         )
-    job = _Job(table, species, x[0].dtype)
+    job = ProductJob(table, species, x[0].dtype)
     return list(Product.apply(job, *(tensor.contiguous() for tensor in (*x, *weights))))
 
 
@@ -87,7 +87,7 @@ class Product(torch.autograd.Function):
     """(x..., W...) -> B..."""
 
     @staticmethod
-    def forward(ctx, job: _Job, *inputs: Tensor):
+    def forward(ctx, job: ProductJob, *inputs: Tensor):
         ctx.job = job
         ctx.save_for_backward(*inputs)
         return tuple(job.forward(Variant(backward=False), inputs))
@@ -104,7 +104,7 @@ class _Backward(torch.autograd.Function):
     """(x..., W..., g...) -> (dx..., dW...) of sum <g, B>."""
 
     @staticmethod
-    def forward(ctx, job: _Job, weight_gradient: bool, n_inputs: int, *tensors: Tensor):
+    def forward(ctx, job: ProductJob, weight_gradient: bool, n_inputs: int, *tensors: Tensor):
         ctx.job, ctx.n_inputs = job, n_inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)

@@ -24,10 +24,11 @@ class Variant(NamedTuple):
     dual: bool = False  # x has tangents, and the outputs are derivatives along them
     weight_tangent: bool = False  # W has some as well
     weight_gradient: bool = False
+    g_tangent: bool = False  # the g of a backward kernel in dual arithmetic have tangents as well
 
     @property
     def name(self) -> str:
-        flags = ("dual", "weight_tangent", "weight_gradient")
+        flags = ("dual", "weight_tangent", "weight_gradient", "g_tangent")
         return "_".join(
             ["product", "backward" if self.backward else "forward", *(f for f in flags if getattr(self, f))]
         )
@@ -37,7 +38,8 @@ class ProductKernel:
     """Emits one variant.
 
     Pointers, in this order: species (int64); x..., W...; if dual the tangents of x... (with weight_tangent also of
-    W...); forward: out...; backward: g..., dx..., dW... (with weight_gradient). Integers: first and last atom.
+    W...); forward: out...; backward: g..., their tangents (with g_tangent), dx..., dW... (with weight_gradient).
+    Integers: first and last atom.
 
     dW is added to, everything else is overwritten.
     """
@@ -49,7 +51,7 @@ class ProductKernel:
         if variant.dual:
             counts |= {"x'": n_in, "W'": n_out * variant.weight_tangent}
         if variant.backward:
-            counts |= {"g": n_out, "dx": n_in, "dW": n_out * variant.weight_gradient}
+            counts |= {"g": n_out, "g'": n_out * variant.g_tangent, "dx": n_in, "dW": n_out * variant.weight_gradient}
         else:
             counts |= {"out": n_out}
         self.n_pointers, self.n_integers = sum(counts.values()), 2
@@ -101,7 +103,8 @@ class ProductKernel:
 
     def _block(self, name: str, k: int, l: int) -> list[Dual]:  # noqa: E741
         return [
-            self._load(name, k, self._row(2 * l + 1, m), name == "x" and self.variant.dual) for m in range(2 * l + 1)
+            self._load(name, k, self._row(2 * l + 1, m), self.variant.dual if name == "x" else self.variant.g_tangent)
+            for m in range(2 * l + 1)
         ]
 
     def _load(self, name: str, k: int, index, dual: bool) -> Dual:

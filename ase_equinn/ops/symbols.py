@@ -54,14 +54,15 @@ class Trace:
 
     Args:
         numbers: atomic numbers that occur, ascending.
+        shortest: A, no edge is shorter.
 
     Attributes:
         ops: in the order of evaluation.
         rows: numbers per atom of every buffer.
     """
 
-    def __init__(self, numbers: Sequence[int]):
-        self.present = tuple(sorted(numbers))
+    def __init__(self, numbers: Sequence[int], shortest: float = 0.0):
+        self.present, self.shortest = tuple(sorted(numbers)), shortest
         self.ops: list[Op] = []
         self.rows: list[int] = []
         self.species: tuple[int, ...] | None = None
@@ -80,6 +81,11 @@ class Trace:
     def tables(self, number: Tensor) -> "Symbol":
         """For every edge number[species of its centre, species of its neighbour]."""
         return Symbol(self, "tables", number)
+
+    def all_tables(self, row: int) -> "Symbol":
+        """The same number for every edge."""
+        n = len(self.species or self.present)
+        return self.tables(torch.full((n, n), row))
 
     def present_species(self) -> list[int]:
         """Indices of the elements that occur, ascending."""
@@ -134,6 +140,13 @@ class Symbol:
         if self.kind != "tables":
             raise Untraceable(f"product with {self.kind}")
         return Symbol(self.trace, "tables", self.fixed * factor)
+
+    def __add__(self, other: "Symbol") -> "Symbol":
+        """Rows of pairs of species, moved."""
+        if self.kind != "tables" or not is_symbolic(other) or other.kind != "tables":
+            raise Untraceable(f"sum with {self.kind}")
+        n = len(self.fixed)  # of the species that occur, up to the last one of them
+        return Symbol(self.trace, "tables", self.fixed + other.fixed[:n, :n])
 
     def __getattr__(self, name: str):
         raise Untraceable(f"{self.__dict__.get('kind', 'a symbol')}.{name}")

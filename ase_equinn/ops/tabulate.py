@@ -6,12 +6,14 @@ carry it through the steps of a network, exactly and differentiably in the weigh
 
 from __future__ import annotations
 
+import math
 from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .radial_table import RadialTable
+from .symbols import is_symbolic
 
 Taylor = Tensor  # (n_knots, 3, n)
 
@@ -42,6 +44,19 @@ def silu_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     s = torch.sigmoid(x)
     ds = s * (1 - s)
     return x * s, s + x * ds, ds * (2 + x * (1 - 2 * s))
+
+
+def tanh_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tanh with its first two derivatives."""
+    t = torch.tanh(x)
+    first = 1 - t * t
+    return t, first, -2 * t * first
+
+
+def softplus_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ln((1 + e^x) / 2), linear above 40, with its first two derivatives: s and s (1 - s), s the logistic function."""
+    s = torch.sigmoid(x)
+    return torch.nn.functional.softplus(x, threshold=40.0) - math.log(2.0), s, s * (1 - s)
 
 
 def _series(values: Tensor, points: Tensor) -> Tensor:
@@ -97,10 +112,11 @@ class Tabulator:
         self, layers: Callable[[Taylor, list[Tensor]], Taylor], weights: list[Tensor], lengths: Tensor | None = None
     ) -> RadialTable:
         knots, spacing = self._knots(weights[0].dtype, weights[0].device), self.cutoff / (self.n_knots - 1)
-        if lengths is None or lengths.device.type != "cpu" or not len(lengths):
+        if lengths is None or lengths.device.type != "cpu" or not is_symbolic(lengths) and not len(lengths):
             return RadialTable(layers(knots, weights), spacing)
-        unused = max(0, min(int(lengths.detach().min() / spacing) - 1, self.n_knots - 2))  # one for round-off
-        first = torch.full((len(lengths),), -unused)
+        shortest = lengths.trace.shortest if is_symbolic(lengths) else float(lengths.detach().min())
+        unused = max(0, min(int(shortest / spacing) - 1, self.n_knots - 2))  # one for round-off
+        first = lengths.trace.all_tables(-unused) if is_symbolic(lengths) else torch.full((len(lengths),), -unused)
         return RadialTable(layers(knots[unused:], weights), spacing, first, self.n_knots)
 
     def _knots(self, dtype: torch.dtype, device: torch.device) -> Taylor:
