@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ase import units
 from ase.data import atomic_numbers
 
 from .potential import Potential
@@ -34,6 +35,7 @@ def card(potential: Potential, name: str) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(_error_row(part, facts["errors"][part]) for part in PARTS if part in facts["errors"]),
         "",
+        *_offset_lines(training),
         "Forces and stresses by component. The weights have the least loss on `valid`; `test` was looked at once.",
         "",
         "## Data",
@@ -61,6 +63,17 @@ def card(potential: Potential, name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _offset_lines(training: dict) -> list[str]:
+    if "stress_offset" not in training:
+        return []
+    offset = training["stress_offset"]
+    return [
+        f"The stress labels hold a constant {1000 * offset:.2f} meV/A^3 ({offset / units.GPa:.2f} GPa, as a stress) that "
+        "their energies do not have. It was fitted and left out of the potential: the errors of stresses contain it.",
+        "",
+    ]
 
 
 def _error_row(name: str, result: dict) -> str:

@@ -110,6 +110,9 @@ class LossConfig(_Section):
     same coefficient suits both. Nothing is normalised: these are the coefficients. `huber_delta` in the same units.
     `final_energy`: from half of the run on the energy's coefficient goes from `energy` to this one geometrically;
     validation has it from the start; left out: it stays.
+    `stress_offset`: a constant pressure in the stress labels that the energies do not have (the Pulay stress of a plane-wave
+    basis: energies and stresses then have their minimum and zero at different volumes) is fitted beside the network and
+    left out of it. Only for sets whose energies cover several volumes.
     """
 
     kind: Literal["mse", "huber"] = "mse"
@@ -118,6 +121,7 @@ class LossConfig(_Section):
     forces: Annotated[float, Field(ge=0)] = 1.0
     virial: Annotated[float, Field(ge=0)] = 1.0
     huber_delta: Annotated[float, Field(gt=0)] = 0.1
+    stress_offset: bool = False
 
 
 OPTIMIZERS = {"mace": "muon", "nequip": "muon", "tfn": "adamw", "schnet": "adamw"}  # where muon was measured to be better

@@ -62,7 +62,7 @@ def _adapter(run: Run, checkpoint_path: Path, extra: dict, after_step: Callable[
             return run.loss(batch)
 
         def backward(self, loss):
-            loss.backward(inputs=run.parameters)  # not by the edge vectors, leaves as well, where nothing is to be learned
+            loss.backward(inputs=run.fitted)  # not by the edge vectors, leaves as well, where nothing is to be learned
 
         def on_train_batch_end(self, outputs, batch, batch_idx):
             run.after_step()

@@ -3,8 +3,8 @@
     loss = c_E sum_g w_g L(dE_g / n_g) / G  +  c_F sum_ic w_i L(dF_ic) / 3N  +  c_W sum_g,ab w_g L(dW_g,ab / n_g) / 9G
 
 over the G structures and N atoms of a batch, in eV/atom, eV/A and eV/atom; w is the frame's weight, zero where the
-label is missing. L(x) = x^2 (mse), or that up to |x| = delta and 2 delta |x| - delta^2 beyond it (huber, twice the
-textbook's).
+label is missing. With a stress offset p (eV/A^3) the predicted virial is that of the potential plus p V 1. L(x) = x^2
+(mse), or that up to |x| = delta and 2 delta |x| - delta^2 beyond it (huber, twice the textbook's).
 """
 
 from __future__ import annotations
@@ -28,13 +28,20 @@ class Residuals(NamedTuple):
     virial: Tensor  # (g, 3, 3) eV/atom
 
 
-def residuals(batch: Batch, result: Derivatives) -> Residuals:
+def residuals(batch: Batch, result: Derivatives, stress_offset: Tensor | float = 0.0) -> Residuals:
     """The differences that the loss is made of; those without a label are meaningless and have weight zero."""
+    virial = result.virial - batch.virial + _volume_matrix(batch) * stress_offset
     return Residuals(
         (result.energy - batch.energy) / batch.n_atoms,
         result.forces - batch.forces,
-        (result.virial - batch.virial) / batch.n_atoms[:, None, None],
+        virial / batch.n_atoms[:, None, None],
     )
+
+
+def _volume_matrix(batch: Batch) -> Tensor:
+    """V 1 of each structure, (g, 3, 3)."""
+    cell = batch.graphs[0].cell
+    return torch.linalg.det(cell).abs()[:, None, None] * torch.eye(3, dtype=cell.dtype, device=cell.device)
 
 
 def loss(config: LossConfig, batch: Batch, difference: Residuals, progress: float = 1.0) -> Tensor:
@@ -62,13 +69,16 @@ def penalty(config: LossConfig, x: Tensor) -> Tensor:
     return 2 * torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="none", delta=config.huber_delta)
 
 
-def loss_of_predictions(config: LossConfig, samples: Sequence[Batch], predictions: Sequence[Prediction]) -> float:
+def loss_of_predictions(
+    config: LossConfig, samples: Sequence[Batch], predictions: Sequence[Prediction], stress_offset: float = 0.0
+) -> float:
     """The loss over a whole set that `evaluate_files.predict` went through."""
     labels = join([sample._replace(graphs=()) for sample in samples])
+    virials = [_virial(s, p) + stress_offset * _volume_matrix(s)[0] for s, p in zip(samples, predictions)]
     difference = Residuals(
         (torch.tensor([p.energy for p in predictions], dtype=torch.float64) - labels.energy) / labels.n_atoms,
         torch.cat([torch.from_numpy(p.forces) for p in predictions]) - labels.forces,
-        torch.stack([_virial(s, p) for s, p in zip(samples, predictions)]) / labels.n_atoms[:, None, None],
+        torch.stack(virials) / labels.n_atoms[:, None, None],
     )
     return float(loss(config, labels, difference))
 

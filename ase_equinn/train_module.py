@@ -23,6 +23,7 @@ from .train_optimizers import make_optimizer
 from .train_schedule import Clock, ema_decay, learning_rate_factor
 
 TRAIN_SHOWN = 200
+OFFSET_UNIT = 0.01  # eV/A^3: what one unit of the fitted number means, so that the learning rate suits it
 PLOTS = 3.0  # seconds for the plots and files at the end
 FIT_ERRORS = ("loss", "energy_rmse", "force_rmse", "virial_rmse")
 
@@ -55,7 +56,9 @@ class Run:
         self.batches = EpochBatches(samples, training.batch_size, config.seed)
         self.valid_frames, self.valid_samples = valid
         self.parameters = list(potential.parameters())
-        self.optimizer = make_optimizer(training, self.parameters)
+        self.offset = torch.zeros(1, dtype=potential.dtype, device=potential.device).requires_grad_()
+        self.fitted = [*self.parameters, *([self.offset] if config.loss.stress_offset else [])]
+        self.optimizer = make_optimizer(training, self.fitted)
         self.epoch = self.step = self.best_epoch = self.plateau_epochs = 0
         self.best_loss, self.plateau_factor = math.inf, 1.0
         self.best: dict[str, torch.Tensor] = {}
@@ -78,7 +81,8 @@ class Run:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch, float64, with its graph; its parts are added up for the log."""
-        difference = residuals(batch, derivatives(self.potential, batch.graphs, batch.positions, training=True))
+        found = derivatives(self.potential, batch.graphs, batch.positions, training=True)
+        difference = residuals(batch, found, OFFSET_UNIT * self.offset.double())
         value = loss(self.config.loss, batch, difference, self.clock.progress(self.step))
         self._add_up(value.detach(), batch, [x.detach() for x in difference])
         return value
@@ -154,8 +158,12 @@ class Run:
     def validate(self) -> tuple[dict, float]:
         """(errors, loss) of the averaged weights on the validation set."""
         predictions = predict(self.averaged, self.valid_samples)
-        value = loss_of_predictions(self.config.loss, self.valid_samples, predictions)
+        value = loss_of_predictions(self.config.loss, self.valid_samples, predictions, self.stress_offset())
         return errors(self.valid_frames, predictions), value
+
+    def stress_offset(self) -> float:
+        """The fitted constant pressure of the stress labels, eV/A^3, with ASE's sign of a stress; 0 if none is fitted."""
+        return OFFSET_UNIT * self.offset.item()
 
     def _plateau(self, gain: bool) -> None:
         training = self.config.training
@@ -176,7 +184,7 @@ class Run:
         tensors = {f"weights.{name}": x for name, x in self.potential.state_dict().items()}
         tensors |= {f"averaged.{name}": x for name, x in self.averaged.state_dict().items()}
         tensors |= {f"best.{name}": x for name, x in self.best.items()}
-        tensors |= optimizer_tensors(self.optimizer) | {"rng": torch.get_rng_state()}
+        tensors |= optimizer_tensors(self.optimizer) | {"rng": torch.get_rng_state(), "offset": self.offset}
         state = {name: getattr(self, name) for name in _STATE}
         return Checkpoint(tensors, state | {"elapsed": self.clock.elapsed(), "begin": self.clock.begin})
 
@@ -189,6 +197,7 @@ class Run:
         self.averaged.load_state_dict(_part(checkpoint, "averaged"))
         self.best = {name: x.to(self.potential.device) for name, x in _part(checkpoint, "best").items()}
         load_optimizer(self.optimizer, checkpoint.tensors)
+        self.offset.data.copy_(checkpoint.tensors["offset"])
         torch.set_rng_state(checkpoint.tensors["rng"])
 
     def best_potential(self) -> Potential:

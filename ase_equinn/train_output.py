@@ -99,6 +99,7 @@ def metadata(run: Run, sets: Sets, facts: dict, found: dict[str, dict]) -> dict:
             "seconds": round(run.clock.elapsed(), 1),
             "best_epoch": run.best_epoch,
             "statistics": facts["statistics"],
+            **({"stress_offset": run.stress_offset()} if config.loss.stress_offset else {}),
         },
     }
 

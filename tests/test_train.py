@@ -384,3 +384,19 @@ def test_training_on_cuda(data, tmp_path):
         settings = config(data, tmp_path / device, training={"device": device, "dtype": "float64"})
         found.append(train(settings, quiet=True).errors["valid"]["force_mae"])
     assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+def test_a_pressure_that_energies_do_not_have_is_found(tmp_path):
+    """The stress labels of compressed and stretched copper get 20 meV/A^3 more: the fit finds them, the potential lacks them."""
+    sets = {}
+    for name, n, seed in (("train", 12, 0), ("valid", 4, 1)):
+        images = copper(n, seed=seed)
+        for atoms in images:
+            atoms.info["REF_stress"] = np.asarray(atoms.info["REF_stress"]) + 0.02 * np.eye(3)
+        sets[name] = save(tmp_path / f"{name}.xyz", images)
+    settings = config(sets, tmp_path / "out", epochs=100, training={"learning_rate": 0.02}, zbl=False)
+    settings["model"] = MODEL | {"n_channels": 16}
+    settings["loss"] = {"stress_offset": True, "energy": 300.0}
+    result = train(settings, quiet=True)
+    assert result.potential.metadata["training"]["stress_offset"] == pytest.approx(0.02, abs=0.006)
+    assert "GPa, as a stress" in (tmp_path / "out" / "README.md").read_text()

@@ -174,3 +174,16 @@ def test_loss_of_a_set_is_the_loss_of_one_large_batch(tmp_path):
     found = errors(frames, predictions)
     difference = residuals(batch, derivatives(potential, batch.graphs, batch.positions))
     assert found["energy_rmse"] == pytest.approx(1000 * float(difference.energy.square().mean().sqrt()), rel=1e-10)
+
+
+def test_a_constant_stress_of_the_labels_is_fitted_apart(tmp_path):
+    """Labels are those of a potential plus a constant pressure: with it as offset the virial residuals vanish."""
+    found = {"species": [29], "avg_num_neighbors": 10.0, "scale": 1.0, "reference_energies": {"Cu": 0.0}}
+    potential = build_potential(config_of(), found | {"shift": {"Cu": 0.0}})
+    frames = read_frames(save(tmp_path / "a.xyz", copper(2))).frames
+    batch = join(prepare(frames, potential.cutoffs))
+    result = derivatives(potential, batch.graphs, batch.positions)
+    volumes = torch.tensor([frame.atoms.cell.volume for frame in frames], dtype=torch.float64)
+    labels = batch._replace(virial=result.virial + 0.02 * volumes[:, None, None] * torch.eye(3, dtype=torch.float64))
+    assert residuals(labels, result).virial.abs().max() > 0.1
+    assert residuals(labels, result, 0.02).virial.abs().max() < 1e-12
