@@ -111,18 +111,13 @@ def test_documented_commands_exist_with_their_options(line):
         assert re.search(rf"(?<!\S){option}(?!\S)", help_text), option
 
 
-def test_help_is_quick_and_loads_nothing_heavy():
-    """Half a second is what a person waits for without noticing; the process below may share its core, hence the best of 3."""
+def test_help_loads_nothing_heavy():
+    """Half a second is what a person waits for without noticing; these imports take several."""
     code = "import sys; sys.argv = ['equinn', '--help']\nfrom ase_equinn.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "print(*sorted(sys.modules), file=sys.stderr)"
-
-    def seconds():
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert not {"torch", "numpy", "ase", "matplotlib"} & set(done.stderr.split())
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(3)) < 1.0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "ase_equinn.cli" in loaded and not {"torch", "numpy", "ase", "matplotlib", "pydantic", "lightning"} & loaded
 
 
 def test_version():
