@@ -190,11 +190,12 @@ def table(folder: Path) -> str:
 
 
 def plot(folder: Path, path: Path) -> None:
-    """Valid force error against cost, one panel a set, the Pareto front joined."""
+    """Valid force error against cost, one panel a set, the Pareto front joined; timings of one network differ by some percent."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     found = rows(folder)
     kinds = sorted({row["name"].split("-")[0] for row in found})
@@ -210,7 +211,12 @@ def plot(folder: Path, path: Path) -> None:
                 axis.annotate(name.split("-", 1)[1], (x, y), fontsize=8, xytext=(4, 4), textcoords="offset points")
             axis.plot(x, y, "o", color="C0" if on_front else "0.6")
         axis.plot(*zip(*front), color="C0", lw=1)
-        axis.set(xscale="log", yscale="log", xlabel="us/atom/step, one thread", ylabel="MAE of forces, valid (meV/A)", title=kind)
+        axis.set(xscale="log", yscale="log", xlabel="us/atom/step, one thread", title=kind)
+        axis.set_ylabel("MAE of forces, valid (meV/A)")
+        axis.margins(x=0.25, y=0.1)
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(ScalarFormatter())
+            side.set_minor_formatter(ScalarFormatter())
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
