@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 from typing import Sequence
 
 import numpy as np
@@ -87,7 +88,7 @@ def reference_energies(
     """({number: eV}, {number: where it is from}, warnings): from the config, isolated atoms, or least squares."""
     atoms = [int(frame.atoms.numbers[0]) for frame in isolated]
     known = isolated_atom_energies(atoms, [frame.energy for frame in isolated])
-    origin = {z: f"isolated atom, {isolated[atoms.index(z)].origin}" for z in known}
+    origin = {z: f"isolated atom, {Path(isolated[atoms.index(z)].origin).name}" for z in known}
     for symbol, energy in config.reference_energies.items():
         if symbol not in atomic_numbers:
             raise ConfigError(f"reference_energies: {symbol!r} is not an element")
