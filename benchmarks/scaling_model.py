@@ -249,7 +249,8 @@ def main() -> None:
                 by_model.setdefault(run["model"], []).append(run)
     for model, runs in by_model.items():
         potential = Potential(len(runs[0]["ranks"][0]["layers"]) - 1)
-        constants = calibrate([run for run in runs if run["kind"] == "alone"], potential)
+        single = [run for run in runs if run["kind"] == "alone"] or [run for run in runs if run["kind"] == "one"]
+        constants = calibrate(single, potential)
         print(
             f"\n## {model}\n\nus for an atom: "
             + ", ".join(f"{k} {1e6 * v:.3g}" for k, v in constants._asdict().items())
