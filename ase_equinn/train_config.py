@@ -161,6 +161,8 @@ class TrainConfig(_Section):
 
     `reference_energies`: eV per isolated atom by symbol; species that are left out come from isolated-atom frames
     (one atom without periodicity, or config_type IsolatedAtom) or else from least squares.
+    `shift`: per-species energies centre the untrained network on the data. Without it (false) an isolated atom has the
+    reference energy (exactly so in a MACE): the way for molecules whose bonds shall break at the right cost.
     `zbl`: the Ziegler-Biersack-Littmark repulsion acts where the distances of the training set end, see
     train_terms, and the network learns what remains: atoms that collide repel, where data say nothing.
     """
@@ -169,6 +171,7 @@ class TrainConfig(_Section):
     output: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
     model: Annotated[ModelConfig, BeforeValidator(_as_named)] = ModelConfig()
     reference_energies: dict[str, float] = {}
+    shift: bool = True
     zbl: bool = True
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()

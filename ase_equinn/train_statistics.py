@@ -143,6 +143,8 @@ def statistics(
         "shift": {chemical_symbols[z]: 0.0 for z in species},
         "warnings": warnings,
     }
+    if not config.shift:
+        return found
     shift = shifts(build_potential(config, found), frames, samples)
     return found | {"shift": {chemical_symbols[z]: shift[z] for z in species}}
 

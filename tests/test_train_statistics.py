@@ -187,3 +187,12 @@ def test_a_constant_stress_of_the_labels_is_fitted_apart(tmp_path):
     labels = batch._replace(virial=result.virial + 0.02 * volumes[:, None, None] * torch.eye(3, dtype=torch.float64))
     assert residuals(labels, result).virial.abs().max() > 0.1
     assert residuals(labels, result, 0.02).virial.abs().max() < 1e-12
+
+
+def test_without_shift_an_isolated_atom_has_the_reference_energy(tmp_path):
+    images = copper(4)
+    frames = read_frames(save(tmp_path / "a.xyz", images)).frames
+    config = config_of(shift=False, reference_energies={"Cu": -3.0}, model={"name": "mace", "irreps_hidden": "4x0e+4x1o"})
+    found = statistics(config, frames, [], prepare(frames, [5.0]))
+    assert found["shift"] == {"Cu": 0.0}
+    assert build_potential(config, found).isolated_energy(29) == -3.0
