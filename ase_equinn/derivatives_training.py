@@ -61,7 +61,9 @@ def _tape(model: nn.Module, graph: Graph, vectors: Tensor) -> Tape:
     if not isinstance(energy, Value):
         raise Untraceable("the energy does not come from the operators")
     index = SpeciesIndex(trace.species or trace.present)
-    return Tape(trace, energy, Edges(graph, index(graph.numbers), list(columns)))
+    tape = Tape(trace, energy, Edges(graph, index(graph.numbers), list(columns)))
+    trace.ops.clear()  # they refer to the trace, and to the graphs of this step's tables: as in Operator, no cycle
+    return tape
 
 
 class _Evaluation(torch.autograd.Function):

@@ -3,6 +3,9 @@
 Both are exact; they differ by the order of sums of some hundred terms, which 1e-10 of the largest entry covers.
 """
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from ase_equinn.models.nequip import NequIP
 from ase_equinn.models.schnet import SchNet
 from ase_equinn.models.tfn import TFN
 from ase_equinn.ops import conv_fused, product_fused
+from ase_equinn.ops.tape import Tape
 from ase_equinn.potential import Potential
 from ase_equinn.terms.zbl import ZBL
 
@@ -165,3 +169,33 @@ def test_tfn_is_trained_either_way(monkeypatch):
     found = gradients(potential, graphs, positions, ("energy", "forces"))
     by_autograd(potential, monkeypatch)
     assert_same(found, gradients(potential, graphs, positions, ("energy", "forces")))
+
+
+@pytest.mark.parametrize("name", ["mace", "nequip"])
+def test_a_step_leaves_nothing_behind(name):
+    """Without Python's collector of cycles too: what a tape holds is megabytes a step."""
+    potential = potential_of(MODELS[name])
+    graphs, positions = batch(potential)
+    for _ in range(2):
+        result = derivatives(potential, graphs, positions, training=True)
+        (result.energy.sum() + result.forces.square().sum()).backward()
+    del result
+    gc.collect()
+    gc.disable()
+    try:
+        alive = []
+        kept = Tape.__init__
+
+        def watched(self, *arguments):
+            kept(self, *arguments)
+            alive.extend(map(weakref.ref, (self, arguments[0])))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Tape, "__init__", watched)
+            result = derivatives(potential, graphs, positions, training=True)
+            (result.energy.sum() + result.forces.square().sum()).backward()
+        assert len(alive) == 2
+        del result
+        assert [reference() for reference in alive] == [None, None]
+    finally:
+        gc.enable()

@@ -10,6 +10,7 @@ Tensors are (n_atoms, dim, n). A rate that is None is zero: of what depends on t
 
 from __future__ import annotations
 
+import weakref
 from typing import Callable
 
 import torch
@@ -23,7 +24,9 @@ class Operator:
     """One operator on a tape: its operands' columns by position, and whether its outputs move or learn."""
 
     def __init__(self, tape, op: Op):
-        self.tape, self.fixed, self.inputs, self.outputs = tape, op.fixed, op.inputs, op.outputs
+        # No cycle: a tape holds a batch's numbers, and must go with the last step that needs it, not when Python collects.
+        self.tape = weakref.proxy(tape)
+        self.fixed, self.inputs, self.outputs = op.fixed, op.inputs, op.outputs
         self.weights: list[Tensor] = []
 
     @property
