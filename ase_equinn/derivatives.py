@@ -145,13 +145,7 @@ def _gradients(node_energy: Tensor, leaves: tuple[Tensor, ...], create_graph: bo
 
 def _collect(graphs, exact, node_energy: Tensor, gradients: list[Tensor]) -> Derivatives:
     graph = graphs[0]
-    gradients = [_columns(gradient) for gradient in gradients]
-    node_virial = 0.0
-    for g, vectors, gradient in zip(graphs, exact, gradients, strict=True):
-        outer = _columns(vectors)[:, None] * gradient[None]
-        node_virial = node_virial + _segment_sum(outer.reshape(9, -1), g.row_ptr)
-    node_virial = node_virial.view(3, 3, -1)
-    node_virial = (0.5 * (node_virial + node_virial.transpose(0, 1))).permute(2, 0, 1).contiguous()
+    forces, node_virial = _Sums.apply(graphs, [_columns(vectors) for vectors in exact], *gradients)
     virial = structure_sum(node_virial, graph)
     a, b, c = graph.cell.unbind(1)
     volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
@@ -159,11 +153,42 @@ def _collect(graphs, exact, node_energy: Tensor, gradients: list[Tensor]) -> Der
     return Derivatives(
         energy=structure_sum(node_energy, graph),
         node_energy=node_energy,
-        forces=_forces(graphs, gradients),
+        forces=forces,
         stress=virial * density[:, None, None],
         virial=virial,
         node_virial=node_virial,
     )
+
+
+class _Sums(torch.autograd.Function):
+    """g_ij of each graph -> (F_i, W_i); v_ij = dL/dg_ij = dL/dF_i - dL/dF_j + sym(dL/dW_i) r_ij."""
+
+    @staticmethod
+    def forward(ctx, graphs: tuple[Graph, ...], vectors: list[Tensor], *gradients: Tensor):
+        ctx.graphs, ctx.vectors, ctx.dtypes = graphs, vectors, [gradient.dtype for gradient in gradients]
+        ctx.set_materialize_grads(False)
+        gradients = [_columns(gradient) for gradient in gradients]
+        virial = 0.0
+        for graph, r, gradient in zip(graphs, vectors, gradients, strict=True):
+            virial = virial + _segment_sum((r[:, None] * gradient[None]).reshape(9, -1), graph.row_ptr)
+        virial = virial.view(3, 3, -1)
+        virial = (0.5 * (virial + virial.transpose(0, 1))).permute(2, 0, 1).contiguous()
+        return _forces(graphs, gradients), virial
+
+    @staticmethod
+    def backward(ctx, forces: Tensor | None, virial: Tensor | None):
+        out = []
+        for graph, r, dtype in zip(ctx.graphs, ctx.vectors, ctx.dtypes, strict=True):
+            centre, neighbour = graph.edge_index
+            v = torch.zeros_like(r)
+            if forces is not None:
+                columns = forces.T.contiguous()
+                v = columns.index_select(1, centre) - columns.index_select(1, neighbour)
+            if virial is not None:
+                symmetric = (0.5 * (virial + virial.transpose(1, 2))).reshape(-1, 9).T.contiguous()
+                v = v + (symmetric.index_select(1, centre).view(3, 3, -1) * r).sum(1)
+            out.append(v.T.to(dtype))
+        return None, None, *out
 
 
 def _columns(vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Energies and edge gradients that a loss can be differentiated through, by the passes of `ops.tape` instead of autograd."""
+"""Energies and edge gradients that a loss can be differentiated through: passes of `ops.tape` instead of autograd."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _in_torch: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that were fo
 def taped(
     potential: Potential, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]
 ) -> tuple[Tensor, list[Tensor]] | None:
-    """(energy of each atom (n,) eV float64, dE/dr_ij of each graph in the network's dtype), once differentiable in the weights.
+    """(energy of each atom (n,) eV float64, dE/dr_ij of each graph in the network's dtype).
 
-    None where it takes autograd: on other devices than the CPU, without edges, for a model with an operator that no tape knows.
+    Once differentiable in the weights. None where it takes autograd: on other devices than the CPU, without edges, for
+    a model with an operator that no tape knows.
     """
     if (
         potential.device.type != "cpu"

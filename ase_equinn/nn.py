@@ -228,7 +228,7 @@ class RadialNetwork(nn.Module):
         self.basis, self.envelope = basis, envelope
         sizes = [basis.n, *hidden, n_out]
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(a, b)) for a, b in zip(sizes, sizes[1:]))
-        self.tabulate = Tabulator(self.inputs, basis.cutoff, n_knots)
+        self.tabulate = Tabulator(self.inputs, basis.cutoff, n_knots, max(2, n_knots // 2))
 
     def inputs(self, lengths: Tensor) -> Tensor:
         """envelope * basis: (E,) in A -> (E, n)."""

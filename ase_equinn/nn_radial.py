@@ -159,11 +159,12 @@ class PairRadialNetwork(nn.Module):
         values, first = torch.cat([table.values for table in tables]), pairs.edge * tables[0].values.shape[0]
         if tables[0].first is not None:
             first = first + tables[0].first
-        return RadialTable(values, tables[0].spacing, first, self.options.n_knots)
+        return RadialTable(values, tables[0].spacing, first, tables[0].n_knots)
 
     def _tabulator(self, pair: tuple[int, int]) -> Tabulator:
         if pair not in self._tabulators:
-            self._tabulators[pair] = Tabulator(partial(self.inputs, pair), self.cutoff, self.options.n_knots)
+            n = self.options.n_knots
+            self._tabulators[pair] = Tabulator(partial(self.inputs, pair), self.cutoff, n, max(2, n // 2))
         return self._tabulators[pair]
 
     def _taylor(self, x: Taylor, weights: list[Tensor]) -> Taylor:

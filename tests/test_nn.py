@@ -11,7 +11,7 @@ from e3nn_layout import to_e3nn
 
 from ase_equinn.irreps import Irreps
 from ase_equinn.nn import Gate, Linear, RadialNetwork, SpeciesIndex, second_moment_factor, silu
-from ase_equinn.ops.tabulate import Tabulator
+from ase_equinn.ops.tabulate import Tabulator, silu_series, softplus_series, tanh_series, taylor_function
 from ase_equinn.radial import BesselBasis, polynomial_envelope
 
 N = 7
@@ -55,9 +55,7 @@ def test_gate_equals_e3nn():
     ours = Gate(Irreps("4x0e+2x0o+3x1o+2x2e"))
     assert str(ours.irreps_in) == "9x0e+2x0o+3x1o+2x2e"
     x = random_features(ours.irreps_in)
-    theirs = e3nn_nn.Gate(
-        "4x0e+2x0o", [silu, torch.tanh], "5x0e", [silu], "3x1o+2x2e"
-    )
+    theirs = e3nn_nn.Gate("4x0e+2x0o", [silu, torch.tanh], "5x0e", [silu], "3x1o+2x2e")
     assert str(theirs.irreps_in) == "2x0o+9x0e+3x1o+2x2e"
     out, expected = to_e3nn(ours(x)), theirs(to_e3nn([x[1], x[0], *x[2:]]))
     # e3nn's factors come from 10^6 samples, ours from quadrature: they agree to a few parts in a thousand
@@ -159,7 +157,40 @@ def test_radial_table_for_given_distances_leaves_out_knots(shortest):
 
 def test_radial_table_without_distances():
     network = RadialNetwork(BesselBasis(4, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [8], 3)
-    assert network.table(torch.zeros(0)).values.shape[0] == 256
+    assert network.double().table(torch.zeros(0)).values.shape[0] == 256
+
+
+def test_half_of_the_knots_are_no_loss_where_float32_weights_are_learned():
+    """Slopes of tables from float32 layers against the exact ones: both errors are rounding, 1e-5 of the largest weight."""
+    torch.manual_seed(7)
+    network = RadialNetwork(BesselBasis(8, 5.0), lambda r: polynomial_envelope(r, 5.0, 6), [64], 16)
+    whole = Tabulator(network.inputs, 5.0, 256)(network._taylor, [*network.weights])
+    half, errors = network.table(), []
+    assert len(whole.values) == 256 and len(half.values) == half.n_knots == 128
+    lengths = torch.linspace(0.5, 4.99, 1501, dtype=torch.float64)
+
+    def slopes(function, lengths):
+        lengths = lengths.clone().requires_grad_()
+        out = function(lengths)
+        return torch.stack([torch.autograd.grad(x.sum(), lengths, retain_graph=True)[0] for x in out.unbind(1)], dim=1)
+
+    found = [slopes(table._replace(values=table.values.double()), lengths) for table in (half, whole)]
+    exact = slopes(network.double(), lengths)
+    errors = [((ours - exact).abs().max() / exact.abs().max()).item() for ours in found]
+    assert errors[0] < 1.2 * errors[1] < 1e-5, errors
+
+
+@pytest.mark.parametrize("series", [silu_series, tanh_series, softplus_series])
+def test_functions_of_taylor_tensors(series):
+    """Against derivatives by autograd of f along a parabola, and their gradients against differences."""
+    torch.manual_seed(8)
+    x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: taylor_function(x, series), x)
+    t = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
+    expected = [series(x[:, 0] + x[:, 1] * t + 0.5 * x[:, 2] * t**2)[0]]
+    for _ in range(2):
+        expected.append(torch.autograd.grad(expected[-1].sum(), t, create_graph=True)[0])
+    torch.testing.assert_close(taylor_function(x, series), torch.stack(expected, dim=1), rtol=1e-12, atol=1e-12)
 
 
 def test_what_frozen_layers_keep_follows_the_weights_and_serves_under_autograd():

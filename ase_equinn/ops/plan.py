@@ -57,7 +57,7 @@ def make_plan(trace: Trace, energy: Value, descriptors: tuple[View, ...] = ()) -
         Untraceable: no such program; or the energy does not depend on one of the descriptors.
     """
     kept = {view.buffer for view in descriptors}
-    ops = _merged(alive(trace.ops, energy.view), kept)
+    ops = merged(alive(trace.ops, energy.view), kept)
     if not kept.issubset(view.buffer for op in ops for view in op.outputs):
         raise Untraceable("descriptors that the energy does not depend on")
     stages = _stages(ops)
@@ -86,7 +86,7 @@ def alive(ops: list[Op], energy: View) -> list[Op]:
     return kept[::-1]
 
 
-def _merged(ops: list[Op], kept: set[int]) -> list[Op]:
+def merged(ops: list[Op], kept: set[int]) -> list[Op]:
     """Factors and chains of linear maps between which nothing else reads become one linear map.
 
     Buffers that are kept have a reader more.
@@ -99,9 +99,9 @@ def _merged(ops: list[Op], kept: set[int]) -> list[Op]:
     for op in ops:
         before = next((k for k, other in enumerate(out) if op.inputs and op.inputs[0] in other.outputs), None)
         if before is not None and readers[op.inputs[0].buffer] == 1:
-            merged = _scaled(out[before], op) or _composed(out[before], op)
-            if merged is not None:
-                out[before] = merged
+            joined = _scaled(out[before], op) or _composed(out[before], op)
+            if joined is not None:
+                out[before] = joined
                 continue
         out.append(op)
     return out

@@ -11,11 +11,13 @@ from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .radial_table import RadialTable
 from .symbols import is_symbolic
 
 Taylor = Tensor  # (n_knots, 3, n)
+Series = tuple[Tensor, Tensor, Tensor, Tensor]  # a function and its first three derivatives
 
 
 def taylor_linear(x: Taylor, weight: Tensor, bias: Tensor | None = None) -> Taylor:
@@ -32,31 +34,59 @@ def taylor_product(a: Taylor, b: Taylor) -> Taylor:
     return torch.stack([a0 * b0, a1 * b0 + a0 * b1, a2 * b0 + 2 * a1 * b1 + a0 * b2], dim=1)
 
 
-def taylor_function(x: Taylor, function: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Taylor:
-    """f(x) for a function that gives (f, f', f'') of its argument: the chain rule to second order."""
-    value, slope, curvature = x.unbind(1)
-    f, first, second = function(value)
-    return torch.stack([f, first * slope, second * slope.square() + first * curvature], dim=1)
+def taylor_function(x: Taylor, function: Callable[[Tensor], Series]) -> Taylor:
+    """f(x) for a function that gives (f and three derivatives) of its argument: the chain rule to second order.
+
+    Once differentiable in x.
+    """
+    return _Function.apply(x, function)
 
 
-def silu_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """SiLU x s(x), s the logistic function, with its first two derivatives."""
+class _Function(torch.autograd.Function):
+    """(v, s, c) -> (f(v), f' s, f'' s^2 + f' c)"""
+
+    @staticmethod
+    def forward(ctx, x: Taylor, function: Callable[[Tensor], Series]) -> Taylor:
+        value, slope, curvature = x.unbind(1)
+        f, first, second, third = function(value)
+        out = torch.empty_like(x)
+        out[:, 0] = f
+        torch.mul(first, slope, out=out[:, 1])
+        torch.mul(first, curvature, out=out[:, 2]).addcmul_(second, slope.square())
+        ctx.save_for_backward(slope, curvature, first, second, third)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor):
+        slope, curvature, first, second, third = ctx.saved_tensors
+        bent = second * slope
+        out = g * first[:, None]
+        out[:, 0].addcmul_(g[:, 1], bent).addcmul_(g[:, 2], second * curvature + third * slope.square())
+        out[:, 1].addcmul_(g[:, 2], bent, value=2.0)
+        return out, None
+
+
+def silu_series(x: Tensor) -> Series:
+    """SiLU x s(x), s the logistic function, with its first three derivatives."""
     s = torch.sigmoid(x)
     ds = s * (1 - s)
-    return x * s, s + x * ds, ds * (2 + x * (1 - 2 * s))
+    turn = 1 - 2 * s
+    return x * s, s + x * ds, ds * (2 + x * turn), ds * (3 * turn + x * (1 - 6 * ds))
 
 
-def tanh_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """tanh with its first two derivatives."""
+def tanh_series(x: Tensor) -> Series:
+    """tanh with its first three derivatives."""
     t = torch.tanh(x)
     first = 1 - t * t
-    return t, first, -2 * t * first
+    return t, first, -2 * t * first, first * (4 - 6 * first)
 
 
-def softplus_series(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ln((1 + e^x) / 2), linear above 40, with its first two derivatives: s and s (1 - s), s the logistic function."""
+def softplus_series(x: Tensor) -> Series:
+    """ln((1 + e^x) / 2), linear above 40, and its first three derivatives: s, s (1 - s), ...; s the logistic function."""
     s = torch.sigmoid(x)
-    return torch.nn.functional.softplus(x, threshold=40.0) - math.log(2.0), s, s * (1 - s)
+    ds = s * (1 - s)
+    return torch.nn.functional.softplus(x, threshold=40.0) - math.log(2.0), s, ds, ds * (1 - 2 * s)
 
 
 def _series(values: Tensor, points: Tensor) -> Tensor:
@@ -77,10 +107,14 @@ class Tabulator:
         inputs: (E,) A -> (E, n): functions without parameters, the network's input.
         cutoff: A, where the last knot stands; the first stands at 0.
         n_knots: of the table.
+        n_learning: of the table in float32 while the weights are learned; None: n_knots. Its layers then run in
+            float32, whose errors in the slopes grow with the number of knots.
     """
 
-    def __init__(self, inputs: Callable[[Tensor], Tensor], cutoff: float, n_knots: int = 256):
-        self.inputs, self.cutoff, self.n_knots = inputs, cutoff, n_knots
+    def __init__(
+        self, inputs: Callable[[Tensor], Tensor], cutoff: float, n_knots: int = 256, n_learning: int | None = None
+    ):
+        self.inputs, self.cutoff, self.n_knots, self.n_learning = inputs, cutoff, n_knots, n_learning or n_knots
         self._kept: tuple[tuple, RadialTable] | None = None
         self._inputs_at_knots: dict[tuple, Taylor] = {}
 
@@ -111,21 +145,22 @@ class Tabulator:
     def _table(
         self, layers: Callable[[Taylor, list[Tensor]], Taylor], weights: list[Tensor], lengths: Tensor | None = None
     ) -> RadialTable:
-        knots, spacing = self._knots(weights[0].dtype, weights[0].device), self.cutoff / (self.n_knots - 1)
+        n = self.n_learning if weights[0].dtype == torch.float32 else self.n_knots
+        knots, spacing = self._knots(n, weights[0].dtype, weights[0].device), self.cutoff / (n - 1)
         if lengths is None or lengths.device.type != "cpu" or not is_symbolic(lengths) and not len(lengths):
-            return RadialTable(layers(knots, weights), spacing)
+            return RadialTable(layers(knots, weights), spacing, None, n)
         shortest = lengths.trace.shortest if is_symbolic(lengths) else float(lengths.detach().min())
-        unused = max(0, min(int(shortest / spacing) - 1, self.n_knots - 2))  # one for round-off
+        unused = max(0, min(int(shortest / spacing) - 1, n - 2))  # one for round-off
         first = lengths.trace.all_tables(-unused) if is_symbolic(lengths) else torch.full((len(lengths),), -unused)
-        return RadialTable(layers(knots[unused:], weights), spacing, first, self.n_knots)
+        return RadialTable(layers(knots[unused:], weights), spacing, first, n)
 
-    def _knots(self, dtype: torch.dtype, device: torch.device) -> Taylor:
+    def _knots(self, n: int, dtype: torch.dtype, device: torch.device) -> Taylor:
         """The inputs and their derivatives at the knots, formed in float64; at the cutoff as seen from inside."""
-        key = (dtype, device)
+        key = (n, dtype, device)
         if key not in self._inputs_at_knots:
             with torch.inference_mode(False), torch.enable_grad():
-                steps = torch.arange(self.n_knots, dtype=torch.float64, device=device).requires_grad_()
-                values = self.inputs(steps / (self.n_knots - 1) * self.cutoff)
+                steps = torch.arange(n, dtype=torch.float64, device=device).requires_grad_()
+                values = self.inputs(steps / (n - 1) * self.cutoff)
                 columns = [_series(column, steps) for column in values.unbind(1)]
             self._inputs_at_knots[key] = torch.stack(columns, dim=2).detach().to(dtype)
         return self._inputs_at_knots[key]

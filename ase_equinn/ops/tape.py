@@ -4,10 +4,10 @@ With E = sum_i E_i, weights W and edge vectors r, a loss of the energies E_i and
 
     c_i = dL/dE_i,   v = dL/dg:      dL/dW = d/dW ( sum_i c_i E_i + E' ),    E' = dE/dr v.
 
-`values` finds E_i and `gradient` dE/dx of every value x down to g. Then `tangents` finds x' = dx/dr v of every value, and
-`learn` the gradient of S = sum c_i E_i + E' with respect to values and weights. That with respect to x' is dE/dx, which is
-known: so the last pass only carries dS/dx, the derivative of dE/dx along v plus what comes from the c_i. In each
-operator (tape_operators, tape_kernels) the four passes are the four methods of these names.
+`values` finds E_i and `gradient` dE/dx of every value x down to g. Then `tangents` finds x' = dx/dr v of every value,
+and `learn` the gradient of S = sum c_i E_i + E' with respect to values and weights. That with respect to x' is dE/dx,
+which is known: so the last pass only carries dS/dx, the derivative of dE/dx along v plus what comes from the c_i. In
+each operator (tape_operators, tape_kernels) the four passes are the four methods of these names.
 
 Source: B. A. Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6, 147 (1994).
 """
@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from ..graph import Graph
-from .plan import alive
+from .plan import alive, merged
 from .symbols import Trace, Untraceable, Value, View
 from .tape_kernels import KERNELS
 from .tape_operators import OPERATORS
+
+
+_KINDS = OPERATORS | KERNELS
 
 
 class Columns:
@@ -107,19 +110,21 @@ class Tape:
         self.value, self.slope, self.rate, self.rise = Columns(), Columns(), Columns(), Columns()
         self.moves: set[int] = set()  # buffers that depend on the vectors
         self.learns: set[int] = set()  # and on weights that require a gradient
-        self.weights: list[Tensor] = []
         self.learned: dict[int, Tensor] = {}
-        self.operators = []
-        for op in alive(trace.ops, energy.view):
-            kind = (OPERATORS | KERNELS).get(op.kind)
-            if kind is None:
+        self.operators, known = [], {}
+        for op in merged(alive(trace.ops, energy.view), set()):
+            if op.kind not in _KINDS:
                 raise Untraceable(f"training of the operator {op.kind}")
-            self.operators.append(kind(self, op))
-            own = [weight for weight in self.operators[-1].weights if weight.requires_grad]
-            self.weights += [weight for weight in own if all(weight is not known for known in self.weights)]
-            for buffers, begin in ((self.moves, op.kind == "conv"), (self.learns, bool(own))):
-                if begin or any(view.buffer in buffers for view in op.inputs):
-                    buffers.update(view.buffer for view in op.outputs)
+            operator = _KINDS[op.kind](self, op)
+            self.operators.append(operator)
+            own = [weight for weight in operator.weights if weight.requires_grad]
+            known |= {id(weight): weight for weight in own}
+            read, written = ([view.buffer for view in views] for views in (op.inputs, op.outputs))
+            if op.kind == "conv" or not self.moves.isdisjoint(read):
+                self.moves.update(written)
+            if own or not self.learns.isdisjoint(read):
+                self.learns.update(written)
+        self.weights = list(known.values())
 
     def first(self) -> tuple[Tensor, Tensor]:
         """(E_i (n,), dE/dr (E, 3))"""

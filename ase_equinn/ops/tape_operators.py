@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .symbols import Op, View
-from .tabulate import silu_series, softplus_series, tanh_series
+from .tabulate import Series, silu_series, softplus_series, tanh_series
 
 
 class Operator:
@@ -150,7 +150,7 @@ class Unary(Operator):
         if self.linear is not None:
             self.put(x + scale if name == "add" else x * scale)
             return
-        y, first, second = SERIES[name](x)
+        y, first, second, _ = SERIES[name](x)
         self.first, self.second = first * scale, second * scale
         self.put(y * scale)
 
@@ -255,8 +255,8 @@ def _total(x: Tensor) -> Tensor:
     return x.sum((1, 2), keepdim=True)
 
 
-def _absolute(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return x.abs(), x.sign(), torch.zeros_like(x)
+def _absolute(x: Tensor) -> Series:
+    return x.abs(), x.sign(), torch.zeros_like(x), torch.zeros_like(x)
 
 
 SERIES = {"silu": silu_series, "tanh": tanh_series, "softplus": softplus_series, "abs": _absolute}
