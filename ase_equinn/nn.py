@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .irreps import Irreps
 from .ops.radial_table import RadialTable
 from .ops.symbols import is_symbolic
-from .ops.tabulate import Tabulator, Taylor, silu_series, taylor_function, taylor_linear
+from .ops.tabulate import Tabulator, Taylor, knots_for_learning, silu_series, taylor_function, taylor_linear
 
 MAX_ATOMIC_NUMBER = 118
 _FEW_SPECIES = 16  # on CUDA each costs all atoms a matrix product
@@ -228,7 +228,7 @@ class RadialNetwork(nn.Module):
         self.basis, self.envelope = basis, envelope
         sizes = [basis.n, *hidden, n_out]
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(a, b)) for a, b in zip(sizes, sizes[1:]))
-        self.tabulate = Tabulator(self.inputs, basis.cutoff, n_knots, max(2, n_knots // 2))
+        self.tabulate = Tabulator(self.inputs, basis.cutoff, n_knots, knots_for_learning(n_knots))
 
     def inputs(self, lengths: Tensor) -> Tensor:
         """envelope * basis: (E,) in A -> (E, n)."""

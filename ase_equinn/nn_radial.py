@@ -13,7 +13,16 @@ from .graph import Graph
 from .nn import second_moment_factor, silu
 from .ops.radial_table import RadialTable
 from .ops.symbols import is_symbolic
-from .ops.tabulate import Tabulator, Taylor, silu_series, tanh_series, taylor_function, taylor_linear, taylor_product
+from .ops.tabulate import (
+    Tabulator,
+    Taylor,
+    knots_for_learning,
+    silu_series,
+    tanh_series,
+    taylor_function,
+    taylor_linear,
+    taylor_product,
+)
 from .radial import BASES, check_count, polynomial_envelope
 from .radial_transforms import TRANSFORMS, covalent_radius
 
@@ -164,7 +173,7 @@ class PairRadialNetwork(nn.Module):
     def _tabulator(self, pair: tuple[int, int]) -> Tabulator:
         if pair not in self._tabulators:
             n = self.options.n_knots
-            self._tabulators[pair] = Tabulator(partial(self.inputs, pair), self.cutoff, n, max(2, n // 2))
+            self._tabulators[pair] = Tabulator(partial(self.inputs, pair), self.cutoff, n, knots_for_learning(n))
         return self._tabulators[pair]
 
     def _taylor(self, x: Taylor, weights: list[Tensor]) -> Taylor:

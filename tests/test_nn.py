@@ -11,7 +11,14 @@ from e3nn_layout import to_e3nn
 
 from ase_equinn.irreps import Irreps
 from ase_equinn.nn import Gate, Linear, RadialNetwork, SpeciesIndex, second_moment_factor, silu
-from ase_equinn.ops.tabulate import Tabulator, silu_series, softplus_series, tanh_series, taylor_function
+from ase_equinn.ops.tabulate import (
+    Tabulator,
+    knots_for_learning,
+    silu_series,
+    softplus_series,
+    tanh_series,
+    taylor_function,
+)
 from ase_equinn.radial import BesselBasis, polynomial_envelope
 
 N = 7
@@ -167,6 +174,7 @@ def test_half_of_the_knots_are_no_loss_where_float32_weights_are_learned():
     whole = Tabulator(network.inputs, 5.0, 256)(network._taylor, [*network.weights])
     half, errors = network.table(), []
     assert len(whole.values) == 256 and len(half.values) == half.n_knots == 128
+    assert [knots_for_learning(n) for n in (2, 24, 128, 200, 512)] == [2, 24, 128, 128, 256]
     lengths = torch.linspace(0.5, 4.99, 1501, dtype=torch.float64)
 
     def slopes(function, lengths):

@@ -89,6 +89,11 @@ def softplus_series(x: Tensor) -> Series:
     return torch.nn.functional.softplus(x, threshold=40.0) - math.log(2.0), s, ds, ds * (1 - 2 * s)
 
 
+def knots_for_learning(n: int) -> int:
+    """Half of the knots, 128 at the least: where a network's table of n is exact enough for float64, that is for float32."""
+    return max(n // 2, min(n, 128))
+
+
 def _series(values: Tensor, points: Tensor) -> Tensor:
     """(n, 3): values that each depend on one point only, with their first and second derivative there."""
     out = [values]
