@@ -162,9 +162,11 @@ class TrainConfig(_Section):
     `reference_energies`: eV per isolated atom by symbol; species that are left out come from isolated-atom frames
     (one atom without periodicity, or config_type IsolatedAtom) or else from least squares.
     `shift`: per-species energies centre the untrained network on the data. Without it (false) an isolated atom has the
-    reference energy (exactly so in a MACE): the way for molecules whose bonds shall break at the right cost.
+    reference energy (in a MACE): the way for molecules whose bonds shall break at the right cost.
     `zbl`: the Ziegler-Biersack-Littmark repulsion acts where the distances of the training set end, see
     train_terms, and the network learns what remains: atoms that collide repel, where data say nothing.
+    `limits`: node energies stay within what the training set has and a margin (nn_limits), so that the core wins where
+    atoms crowd. For the models that have limits; those in the model section come first.
     """
 
     data: DataConfig
@@ -173,6 +175,7 @@ class TrainConfig(_Section):
     reference_energies: dict[str, float] = {}
     shift: bool = True
     zbl: bool = True
+    limits: bool = True
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     max_time: Annotated[str | None, BeforeValidator(_as_time)] = None

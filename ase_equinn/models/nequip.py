@@ -12,6 +12,7 @@ from ..angular import spherical_harmonics
 from ..graph import Graph
 from ..irreps import Irreps
 from ..nn import Gate, Linear, RadialNetwork, SpeciesIndex
+from ..nn_limits import check_limits, limited
 from ..ops.conv import conv
 from ..ops.paths import ConvPaths
 from ..radial import BASES, polynomial_envelope
@@ -63,6 +64,7 @@ class NequIP(nn.Module):
         n_basis, basis: size and name (see radial.BASES) of the radial basis.
         radial_mlp: hidden widths of the radial network.
         envelope_power: p of the polynomial envelope.
+        limits: None, or low, high and width: node energies stay between them, see nn_limits.
 
     Raises:
         ValueError: no 0e in irreps_hidden, n_layers < 1, cutoff <= 0, ..., with the value.
@@ -80,8 +82,10 @@ class NequIP(nn.Module):
         basis: str = "bessel",
         radial_mlp: Sequence[int] = (64,),
         envelope_power: int = 6,
+        limits: Sequence[float] | None = None,
     ):
         super().__init__()
+        self.limits = check_limits("NequIP", limits)
         hidden = Irreps(irreps_hidden).simplify()
         lmax = hidden.lmax if lmax is None else lmax
         _check(hidden, cutoff, avg_num_neighbors, n_layers, lmax, basis)
@@ -91,6 +95,7 @@ class NequIP(nn.Module):
             species=list(self.species), cutoff=float(cutoff), avg_num_neighbors=float(avg_num_neighbors),
             n_layers=n_layers, irreps_hidden=str(hidden), lmax=lmax, n_basis=n_basis, basis=basis,
             radial_mlp=list(radial_mlp), envelope_power=envelope_power,
+            limits=None if self.limits is None else list(self.limits),
         )  # fmt: skip
 
         def radial(n_out: int) -> RadialNetwork:
@@ -108,7 +113,7 @@ class NequIP(nn.Module):
 
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
-        return self.readout([self.descriptors(graph, vectors)[:, None]])[0].flatten()
+        return limited(self.readout([self.descriptors(graph, vectors)[:, None]])[0].flatten(), self.limits)
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features (n_atoms, n_channels) before the readout."""
