@@ -24,7 +24,7 @@ import ase.io
 import numpy as np
 import torch
 from ase.build import bulk
-from tables import cell, markdown
+from markdown_tables import cell, markdown
 
 from ase_equinn import EquiCalculator, read_header, shipped_potentials
 from ase_equinn.bench import cpu_name, supercell, vibration

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import KEYS, UNITS, known_set, test_files
-from tables import markdown
+from markdown_tables import markdown
 
 from ase_equinn.potential import Potential
 from ase_equinn.potential_file import write_atomic

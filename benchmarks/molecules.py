@@ -22,7 +22,7 @@ import molecule_scans as scans
 import numpy as np
 from ase import Atoms, units
 from molecule_scans import Curve, Molecule
-from tables import markdown
+from markdown_tables import markdown
 
 from ase_equinn import EquiCalculator
 from ase_equinn.data import read_frames

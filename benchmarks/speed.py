@@ -57,6 +57,7 @@ CASES = {
     "mace-128": _mace("Si:3", "128x0e+128x1o"),
     "mace-64-ethanol": _mace("CH3CH2OH", "64x0e+64x1o"),
     "schnet": Case("Si:3", {"name": "SchNet"}, {}),
+    "nequip-32": Case("Si:3", {"name": "NequIP", "n_layers": 3, "irreps_hidden": "32x0e+32x1o+32x2e"}, {}),
 }
 VARIANTS = {"ase_equinn": ("auto",), "nequip": ("eager", "aotinductor"), "mace": ("eager",)}
 
