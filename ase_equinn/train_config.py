@@ -124,7 +124,8 @@ class LossConfig(_Section):
     stress_offset: bool = False
 
 
-OPTIMIZERS = {"mace": "muon", "nequip": "muon", "tfn": "adamw", "schnet": "adamw"}  # where muon was measured to be better
+# Muon where it was measured to be better, see benchmarks/ablation.md.
+OPTIMIZERS = {"mace": "muon", "nequip": "muon", "tfn": "adamw", "schnet": "adamw"}
 LEARNING_RATES = {"mace": 0.01, "nequip": 0.01, "tfn": 0.02, "schnet": 0.005}
 
 

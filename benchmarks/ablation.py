@@ -201,7 +201,9 @@ def plot(folder: Path, path: Path) -> None:
     kinds = sorted({row["name"].split("-")[0] for row in found})
     figure, panels = plt.subplots(1, len(kinds), figsize=(6.5 * len(kinds), 5), squeeze=False)
     for axis, kind in zip(panels[0], kinds):
-        points = sorted((r["us_per_atom"], r["valid"]["force_mae"], r["name"]) for r in found if r["name"].startswith(kind))
+        points = sorted(
+            (r["us_per_atom"], r["valid"]["force_mae"], r["name"]) for r in found if r["name"].startswith(kind)
+        )
         best, front = float("inf"), []
         for x, y, name in points:
             on_front = y < best

@@ -192,7 +192,9 @@ def test_a_constant_stress_of_the_labels_is_fitted_apart(tmp_path):
 def test_without_shift_an_isolated_atom_has_the_reference_energy(tmp_path):
     images = copper(4)
     frames = read_frames(save(tmp_path / "a.xyz", images)).frames
-    config = config_of(shift=False, reference_energies={"Cu": 1.0}, model={"name": "mace", "irreps_hidden": "4x0e+4x1o"})
+    config = config_of(
+        shift=False, reference_energies={"Cu": 1.0}, model={"name": "mace", "irreps_hidden": "4x0e+4x1o"}
+    )
     found = statistics(config, frames, [], prepare(frames, [5.0]))
     assert found["shift"] == {"Cu": 0.0}
     low, high, width = (found["scale"] * x for x in found["limits"])
