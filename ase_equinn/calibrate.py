@@ -96,12 +96,17 @@ def calibrate_files(
     judged = dict(found.uncertainty.facts)
     if test:
         judged["test"] = judge_uncertainty(found, read_frames(test, keys).frames, device=device, report=report)
-    files = {
-        part: [{"file": Path(path).name, "sha256": file_sha256(path)} for path in paths]
-        for part, paths in (("train", train), ("valid", valid), ("test", test))
-    }
+    files = hashes(train=train, valid=valid, test=test)
     found.uncertainty.facts |= {**judged, "files": files}
     return found.save(out), judged
+
+
+def hashes(**parts: Sequence[Path]) -> dict[str, list[dict[str, str]]]:
+    """Name and sha256 of every file, by part."""
+    return {
+        part: [{"file": Path(path).name, "sha256": file_sha256(path)} for path in paths]
+        for part, paths in parts.items()
+    }
 
 
 def judge_uncertainty(

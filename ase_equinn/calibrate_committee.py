@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from .calculator_arguments import load_models
-from .calibrate import Report
-from .data import Frame, Keys, file_sha256, read_frames
+from .calibrate import Report, hashes
+from .data import Frame, Keys, read_frames
 from .evaluate_batches import evaluate_with, load_potential
 from .potential import Potential, read_header
 from .potential_committee import Committee, check_members
@@ -75,10 +75,7 @@ def calibrate_committee_files(
     judged = dict(found.spread.facts)
     if test:
         judged["test"] = judge_committee(found, read_frames(test, keys).frames, device=device, report=report)
-    files = {
-        part: [{"file": Path(path).name, "sha256": file_sha256(path)} for path in paths]
-        for part, paths in (("valid", valid), ("test", test))
-    }
+    files = hashes(valid=valid, test=test)
     files["members"] = [{"file": str(name), "sha256": read_header(name)["sha256"]} for name in members]
     found.spread.facts |= {**judged, "files": files}
     return found.save(out), judged

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from . import cli_output as show
+from .cli_arguments import Device, PotentialName
 
 ENGINES = "Run a potential in another program"
 
@@ -23,7 +24,7 @@ def lammps(
         ),
     ] = None,
     ranks: Annotated[int, typer.Option("-n", "--ranks", min=1, help="MPI processes to start.")] = 1,
-    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="Of the network: float32 or float64.")] = "float32",
 ):
     """Run a LAMMPS input with a potential, on any number of MPI ranks.
@@ -59,7 +60,7 @@ def ipi(
         int | None, typer.Option(help="The <port> in i-PI's input: TCP. Without it a UNIX socket.", show_default=False)
     ] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for a server, also for one that was lost.")] = 60.0,
-    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="Of the network: float32 or float64.")] = "float32",
 ):
     """Serve an i-PI run: path integrals, replica exchange. Start as many as you have cores; they share the beads.
@@ -82,9 +83,7 @@ def ipi(
 
 
 def parity(
-    potential: Annotated[
-        str, typer.Argument(metavar="POTENTIAL", help="Folder, file or shipped name.", show_default=False)
-    ],
+    potential: PotentialName,
     structure: Annotated[
         Path, typer.Argument(metavar="STRUCTURE", help="Any file that ASE reads.", show_default=False)
     ],
@@ -93,7 +92,7 @@ def parity(
         str | None, typer.Option(help="Some of batch,torch-sim,i-pi,lammps-1,... Default: all.", show_default=False)
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="Of the network: float32 or float64.")] = "float64",
 ):
     """Prove that every installed engine gives the same energies, forces and stresses. Exit status 1 if one does not.

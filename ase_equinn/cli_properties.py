@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from . import cli_output as show
+from .cli_arguments import Device, PotentialName
 
 
 class Crystal(str, Enum):
@@ -20,9 +21,7 @@ class Crystal(str, Enum):
 
 
 def properties(
-    potential: Annotated[
-        str, typer.Argument(metavar="POTENTIAL", help="Folder, file or shipped name.", show_default=False)
-    ],
+    potential: PotentialName,
     symbol: Annotated[
         str | None, typer.Option(help="Element. Default: the one that the potential knows.", show_default=False)
     ] = None,
@@ -44,7 +43,7 @@ def properties(
     plot: Annotated[
         Path | None, typer.Option(help="Write energy over volume, phonon bands, g(r).", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
+    device: Device = "auto",
 ):
     """Measure an element's crystal: lattice, elastic constants, vacancy, surfaces, phonons, and whether MD is stable.
 

@@ -10,12 +10,11 @@ from typing import Annotated
 import typer
 
 from . import cli_output as show
+from .cli_arguments import Device, PotentialName
 
 
 def holes(
-    potential: Annotated[
-        str, typer.Argument(metavar="POTENTIAL", help="Folder, file or shipped name.", show_default=False)
-    ],
+    potential: PotentialName,
     structure: Annotated[
         Path | None,
         typer.Argument(
@@ -33,7 +32,7 @@ def holes(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the structures that are holes.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
+    device: Device = "auto",
 ):
     """Look for holes in the energy surface: random structures, colliding pairs, compression, 3000 K. Exit status 1 if any.
 

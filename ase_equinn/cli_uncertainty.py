@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import cli_output as show
+from .cli_arguments import Device
 
 
 def calibrate(
@@ -37,7 +38,7 @@ def calibrate(
         typer.Option(min=1, help="That stand for the training atoms of an element; default 128.", show_default=False),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the potential in that folder.")] = False,
-    device: Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:N.")] = "auto",
+    device: Device = "auto",
 ):
     """Let a potential say how far each of its forces may be off: by how far the atom is from all training atoms.
 

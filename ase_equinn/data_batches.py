@@ -43,8 +43,12 @@ def prepare(frames: Sequence[Frame], cutoffs: Sequence[float], species: Sequence
     return [_single(frame, cutoffs, species) for frame in frames]
 
 
+def relabelled(samples: Sequence[Batch], frames: Sequence[Frame]) -> list[Batch]:
+    """The same structures, with the labels that `frames` have now."""
+    return [s._replace(**_labels(frame)) for s, frame in zip(samples, frames, strict=True)]
+
+
 def _single(frame: Frame, cutoffs: Sequence[float], species: Sequence[int] | None) -> Batch:
-    n, weight = len(frame.atoms), frame.weight
     try:
         check_atoms(frame.atoms, species)
         graphs = tuple(from_atoms(frame.atoms, cutoff) for cutoff in cutoffs)
@@ -52,19 +56,22 @@ def _single(frame: Frame, cutoffs: Sequence[float], species: Sequence[int] | Non
         check_coincident(graphs[0], edge_vectors(graphs[0], positions))
     except ValueError as error:
         raise ValueError(f"{frame.origin}: {error}") from error
+    n_atoms = torch.tensor([len(frame.atoms)], dtype=torch.float64)
+    return Batch(graphs, positions, n_atoms, **_labels(frame))
+
+
+def _labels(frame: Frame) -> dict[str, Tensor]:
+    """The fields of a batch from energy on."""
+    n, weight, f64 = len(frame.atoms), frame.weight, torch.float64
     virial = None if frame.stress is None else frame.stress * frame.atoms.cell.volume
-    f64 = torch.float64
-    return Batch(
-        graphs,
-        positions,
-        torch.tensor([n], dtype=f64),
-        torch.tensor([frame.energy or 0.0], dtype=f64),
-        torch.zeros(n, 3, dtype=f64) if frame.forces is None else torch.from_numpy(frame.forces),
-        torch.zeros(1, 3, 3, dtype=f64) if virial is None else torch.from_numpy(virial)[None],
-        torch.tensor([0.0 if frame.energy is None else weight], dtype=f64),
-        torch.full((n, 1), 0.0 if frame.forces is None else weight, dtype=f64),
-        torch.tensor([0.0 if virial is None else weight], dtype=f64),
-    )
+    return {
+        "energy": torch.tensor([frame.energy or 0.0], dtype=f64),
+        "forces": torch.zeros(n, 3, dtype=f64) if frame.forces is None else torch.from_numpy(frame.forces),
+        "virial": torch.zeros(1, 3, 3, dtype=f64) if virial is None else torch.from_numpy(virial)[None],
+        "energy_weight": torch.tensor([0.0 if frame.energy is None else weight], dtype=f64),
+        "force_weight": torch.full((n, 1), 0.0 if frame.forces is None else weight, dtype=f64),
+        "virial_weight": torch.tensor([0.0 if virial is None else weight], dtype=f64),
+    }
 
 
 def join(batches: Sequence[Batch]) -> Batch:

@@ -10,7 +10,7 @@ from typing import Callable
 import torch
 from rich.console import Console
 
-from .data_batches import prepare
+from .data_batches import prepare, relabelled
 from .data_report import data_report, show
 from .potential import FILE_NAME, Potential
 from .potential_file import write_atomic
@@ -81,11 +81,11 @@ def prepare_run(
     """(run, facts): everything up to the first step, or what a checkpoint says; facts go into every checkpoint."""
     samples = prepare(sets.train, [config.model.cutoff])
     species = species_of([*sets.train, *sets.isolated])
-    for frames in (sets.valid, sets.test):
-        prepare(frames, [config.model.cutoff], species)
+    valid_samples = prepare(sets.valid, [config.model.cutoff], species)
+    prepare(sets.test, [config.model.cutoff], species)
     term = repulsion(config, species, samples)
     train, valid = without(sets.train, term), without(sets.valid, term)
-    samples, valid_samples = prepare(train, [config.model.cutoff]), prepare(valid, [config.model.cutoff])
+    samples, valid_samples = relabelled(samples, train), relabelled(valid_samples, valid)
     checkpoint = load_checkpoint(_checkpoint(folder)) if resume and _checkpoint(folder).exists() else None
     identity = _identity(config)
     if checkpoint:

@@ -28,9 +28,11 @@ class Residuals(NamedTuple):
     virial: Tensor  # (g, 3, 3) eV/atom
 
 
-def residuals(batch: Batch, result: Derivatives, stress_offset: Tensor | float = 0.0) -> Residuals:
+def residuals(batch: Batch, result: Derivatives, stress_offset: Tensor | float | None = None) -> Residuals:
     """The differences that the loss is made of; those without a label are meaningless and have weight zero."""
-    virial = result.virial - batch.virial + _volume_matrix(batch) * stress_offset
+    virial = result.virial - batch.virial
+    if stress_offset is not None:
+        virial = virial + _volume_matrix(batch) * stress_offset
     return Residuals(
         (result.energy - batch.energy) / batch.n_atoms,
         result.forces - batch.forces,

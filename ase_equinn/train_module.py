@@ -82,7 +82,8 @@ class Run:
     def loss(self, batch: Batch) -> torch.Tensor:
         """The loss of a batch, float64, with its graph; its parts are added up for the log."""
         found = derivatives(self.potential, batch.graphs, batch.positions, training=True)
-        difference = residuals(batch, found, OFFSET_UNIT * self.offset.double())
+        offset = OFFSET_UNIT * self.offset.double() if self.config.loss.stress_offset else None
+        difference = residuals(batch, found, offset)
         value = loss(self.config.loss, batch, difference, self.clock.progress(self.step))
         self._add_up(value.detach(), batch, [x.detach() for x in difference])
         return value

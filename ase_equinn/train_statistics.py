@@ -153,10 +153,10 @@ def statistics(
     if config.shift:
         shift = shifts(build_potential(config, found), frames, samples)
         found["shift"] = {chemical_symbols[z]: shift[z] for z in species}
-    return found | {"limits": limits(config, found, frames)}
+    return found | {"limits": energy_limits(config, found, frames)}
 
 
-def limits(config: TrainConfig, found: dict, frames: Sequence[Frame]) -> list[float] | None:
+def energy_limits(config: TrainConfig, found: dict, frames: Sequence[Frame]) -> list[float] | None:
     """Limits of node energies in units of the scale, around the frames' mean ones and zero; None where the model has none.
 
     Without a shift zero is the isolated atom.

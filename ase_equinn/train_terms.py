@@ -16,7 +16,6 @@ from .radial_transforms import covalent_radius
 from .terms.zbl import ZBL
 from .train_config import TrainConfig
 
-
 # Crystals under pressure have all their neighbours at distances that in the data only single collisions have: with 1.0
 # silicon fell into a hole at 0.82 of its lattice constant, see benchmarks/robustness.md.
 REACH = 1.2

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from ase_equinn.cli_output import explain
 
 COMMANDS = (
     "demo", "train", "eval", "info", "check", "bench", "calibrate", "import", "relax", "md", "plot", "lammps", "ipi",
-    "parity", "properties",
+    "parity", "properties", "holes",
 )  # fmt: skip
 
 

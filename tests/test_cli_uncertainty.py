@@ -8,23 +8,9 @@ import toy
 from ase.build import bulk
 from ase.io import write
 from labelled import copper, save
-from typer.testing import CliRunner
+from test_cli import equinn, refused
 
 from ase_equinn import EquiCalculator, Potential
-from ase_equinn.cli import app
-
-
-def equinn(*arguments, code: int = 0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-def refused(*arguments) -> str:
-    (line,) = equinn(*arguments, code=2).stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 @pytest.fixture(autouse=True)

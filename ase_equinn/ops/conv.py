@@ -85,7 +85,7 @@ def reference(
 ) -> list[Tensor]:
     """`conv` in plain torch: any device, any dtype."""
     centre, neighbour = graph.edge_index[0], graph.edge_index[1]
-    n_atoms, n_edges = x[0].shape[0], lengths.shape[0]
+    n_atoms = x[0].shape[0]
     weights = radial(lengths)
     messages: list[list[tuple[int, Tensor]]] = [[] for _ in paths.irreps_out]
     for i_in, coupling in enumerate(paths.couplings(sh)):
