@@ -3,7 +3,7 @@
     E -> low + w softplus((E - low) / w),    then    E -> high - w softplus((high - E) / w)
 
 Between the limits, some w away from them, that is E itself up to w exp(-distance / w); beyond them energies level off and
-forces fade, so that a repulsive term decides. It is part of the network in training: data feel no error from it.
+forces fade, so that a repulsive term decides. train_limits takes them from the node energies of the training set.
 """
 
 from __future__ import annotations
@@ -11,40 +11,74 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .ops.symbols import Value, is_symbolic
 
 
 class Limits(NamedTuple):
-    """low, high and w, in the units of the network's output (Potential multiplies by its scale)."""
+    """low and high, a number per species in ascending order of the atomic number, and w > 0.
 
-    low: float
-    high: float
+    In the units of the network's output (Potential multiplies by its scale).
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
     width: float
 
 
-def check_limits(name: str, limits: Sequence[float] | None) -> Limits | None:
-    """The limits of the model `name`.
+class EnergyLimits(nn.Module):
+    """Limits of the node energies of the model `name`; None: energies stay as they are.
+
+    Args:
+        name: of the model, for messages.
+        limits: None, or a mapping with the fields of Limits.
+        n_species: of the model.
 
     Raises:
-        ValueError: not three finite numbers with low < high and width > 0, with what was received.
+        ValueError: not one finite low < high per species and a positive width, with what was received.
     """
-    if limits is None:
-        return None
-    values = [float(value) for value in limits]
-    if len(values) != 3 or not all(map(math.isfinite, values)) or not (values[0] < values[1] and values[2] > 0):
-        raise ValueError(f"{name}: limits are low < high and a positive width, got {list(limits)}")
-    return Limits(*values)
+
+    def __init__(self, name: str, limits: dict | Limits | None, n_species: int):
+        super().__init__()
+        self.limits = None if limits is None else _checked(name, limits, n_species)
+        for side in ("low", "high"):
+            rows = None if limits is None else torch.tensor(getattr(self.limits, side), dtype=torch.float64)[:, None]
+            self.register_buffer(side, rows, persistent=False)
+
+    @property
+    def hyperparameters(self) -> dict | None:
+        """The argument `limits` that makes the same."""
+        if self.limits is None:
+            return None
+        return {"low": list(self.limits.low), "high": list(self.limits.high), "width": self.limits.width}
+
+    def forward(self, energy: Tensor | Value, species: Tensor) -> Tensor | Value:
+        """The node energies (n_atoms,) of atoms with the indices `species` (n_atoms,), limited."""
+        if self.limits is None:
+            return energy
+        low, high = (rows.index_select(0, species).squeeze(1) for rows in (self.low, self.high))
+        lowest = (-self.low).index_select(0, species).squeeze(1)
+        above = _softplus(energy + lowest, self.limits.width) + low
+        return _softplus(above * -1.0 + high, self.limits.width) * -1.0 + high
 
 
-def limited(energy: Tensor | Value, limits: Limits | None) -> Tensor | Value:
-    """The node energies (n,) within the limits; None: as they are."""
-    if limits is None:
-        return energy
-    above = _softplus(energy + -limits.low, limits.width) + limits.low
-    return _softplus(above * -1.0 + limits.high, limits.width) * -1.0 + limits.high
+def _checked(name: str, limits: dict | Limits, n_species: int) -> Limits:
+    fields = limits._asdict() if isinstance(limits, Limits) else limits
+    message = f"{name}: limits are low < high of {n_species} species and a positive width, got {limits!r}"
+    try:
+        low, high = (tuple(float(value) for value in fields[side]) for side in ("low", "high"))
+        width = float(fields["width"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(message) from None
+    finite = all(map(math.isfinite, (*low, *high, width)))
+    if not (len(low) == len(high) == n_species and finite and width > 0 and all(a < b for a, b in zip(low, high))):
+        raise ValueError(message)
+    if len(fields) != len(Limits._fields):
+        raise ValueError(message)
+    return Limits(low, high, width)
 
 
 def _softplus(x: Tensor | Value, width: float) -> Tensor | Value:

@@ -166,8 +166,8 @@ class TrainConfig(_Section):
     reference energy (in a MACE): the way for molecules whose bonds shall break at the right cost.
     `zbl`: the Ziegler-Biersack-Littmark repulsion acts where the distances of the training set end, see
     train_terms, and the network learns what remains: atoms that collide repel, where data say nothing.
-    `limits`: node energies stay within what the training set has and a margin (nn_limits), so that the core wins where
-    atoms crowd. For the models that have limits; those in the model section come first.
+    `limits`: node energies of the trained potential stay within what they are in the training set and a margin
+    (train_limits), so that the core wins where atoms crowd. For the models that have limits, mace and nequip.
     """
 
     data: DataConfig

@@ -20,6 +20,7 @@ from .plot import plot_learning_curve, plot_parity, save_figure
 from .potential import Potential
 from .potential_file import write_atomic
 from .train_card import card
+from .train_limits import within_limits
 from .train_module import Run
 from .train_progress import duration, number
 from .train_sets import Sets
@@ -43,7 +44,8 @@ class TrainResult(NamedTuple):
 def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
     """Evaluates the best weights on all sets and writes the folder; the checkpoint stays if the run can be resumed."""
     folder = Path(run.config.output)
-    potential = complete(run.best_potential(), run.term)
+    bounded = within_limits(run.config, run.best_potential(), run.batches.samples)
+    potential = complete(bounded, run.term)
     groups = {"train": sets.train[:: -(-len(sets.train) // run.n_shown)], "valid": sets.valid, "test": sets.test}
     groups = {name: frames for name, frames in groups.items() if frames}
     predictions = {name: predict(potential, prepare(frames, potential.cutoffs)) for name, frames in groups.items()}

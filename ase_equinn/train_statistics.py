@@ -18,8 +18,6 @@ from .potential import ARCHITECTURES, Potential
 from .reference import fit_reference_energies, isolated_atom_energies
 from .train_config import ConfigError, ModelConfig, TrainConfig, nearest
 
-# eV by which node energies may pass those of the training set, and over which they level off.
-MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 1.0, 10.0, 0.2
 SAMPLE = 50  # structures on which the untrained network is run to centre its energies
 
 
@@ -67,14 +65,10 @@ def check_model(config: ModelConfig) -> None:
             raise ConfigError(f"unknown key 'model.{key}' of {config.name}{nearest(key, sorted(known | {'cutoff'}))}")
 
 
-def build_model(
-    config: TrainConfig, species: Sequence[int], avg_num_neighbors: float, limits: Sequence[float] | None = None
-) -> torch.nn.Module:
+def build_model(config: TrainConfig, species: Sequence[int], avg_num_neighbors: float) -> torch.nn.Module:
     """The network with random weights that depend on the config's seed alone."""
     check_model(config.model)
     options = dict(config.model.model_extra or {})
-    if limits is not None:
-        options.setdefault("limits", limits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
@@ -153,29 +147,13 @@ def statistics(
     if config.shift:
         shift = shifts(build_potential(config, found), frames, samples)
         found["shift"] = {chemical_symbols[z]: shift[z] for z in species}
-    return found | {"limits": energy_limits(config, found, frames)}
-
-
-def energy_limits(config: TrainConfig, found: dict, frames: Sequence[Frame]) -> list[float] | None:
-    """Limits of node energies in units of the scale, around the frames' mean ones and zero; None where the model has none.
-
-    Without a shift zero is the isolated atom.
-    """
-    known = "limits" in inspect.signature(model_class(config.model.name)).parameters
-    labelled = [frame for frame in frames if frame.energy is not None]
-    if not (config.limits and known and labelled):
-        return None
-    offset = np.array([found["reference_energies"][s] + found["shift"][s] for s in found["shift"]])
-    n = counts(labelled, [atomic_numbers[s] for s in found["shift"]])
-    energies = (np.array([frame.energy for frame in labelled]) - n @ offset) / n.sum(1)
-    low, high = min(0.0, energies.min()) - MARGIN_BELOW, max(0.0, energies.max()) + MARGIN_ABOVE
-    return [float(x) / found["scale"] for x in (low, high, LIMIT_WIDTH)]
+    return found
 
 
 def build_potential(config: TrainConfig, found: dict, metadata: dict | None = None) -> Potential:
     """The potential with random weights (from the config's seed) and the given `statistics`, on the config's device."""
     potential = Potential(
-        [build_model(config, found["species"], found["avg_num_neighbors"], found.get("limits"))],
+        [build_model(config, found["species"], found["avg_num_neighbors"])],
         reference_energies={atomic_numbers[symbol]: energy for symbol, energy in found["reference_energies"].items()},
         scale=found["scale"],
         shift={atomic_numbers[symbol]: energy for symbol, energy in found["shift"].items()},

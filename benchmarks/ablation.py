@@ -30,6 +30,14 @@ SETS = {
         "loss": {"kind": "mse", "energy": 30.0},
         "training": {"batch_size": 5, "learning_rate": 0.01},
     },
+    "acac": {
+        "data": {"train": ["acac/train_300K_450.xyz", "acac/iso_atoms.xyz"], "valid": "acac/valid_300K_50.xyz"},
+        "model": {"name": "nequip", "n_layers": 3, "irreps_hidden": "32x0e+32x1o+32x2e"},
+        "loss": {"kind": "mse", "energy": 30.0},
+        "training": {"batch_size": 5, "learning_rate": 0.01},
+        "shift": False,
+        "limits": False,
+    },
 }
 
 
@@ -61,6 +69,9 @@ MODELS = {
     "mace-64-l1": _mace("64x0e+64x1o"),
     "mace-96-l1": _mace("96x0e+96x1o"),
     "mace-128-l1": _mace("128x0e+128x1o"),
+    "mace-128-l2": _mace("128x0e+128x1o+128x2e"),
+    "mace-96-l2": _mace("96x0e+96x1o+96x2e"),
+    "mace-64-l1-sh2": _mace("64x0e+64x1o", lmax=2),
     "mace-32-l2": _mace("32x0e+32x1o+32x2e"),
     "mace-64-l2": _mace("64x0e+64x1o+64x2e"),
     "mace-64-l1-correlation2": _mace("64x0e+64x1o", 2),
@@ -93,6 +104,12 @@ CHANGES = {
     "muon0.04": {"training": {"optimizer": "muon", "learning_rate": 0.04}},
     "nozbl": {"zbl": False},
     "seed1": {"seed": 1},
+    "nolimits": {"limits": False},
+    "energy30to300": {"loss": {"final_energy": 300.0}},
+    "basis5": _model(radial={"n_basis": 5}),
+    "radial32x32": _model(radial={"hidden": [32, 32]}),
+    "density": _model(interactions=["agnostic density", "residual density"]),
+    "agnesi": _model(radial={"transform": "agnesi"}),
 }
 
 

@@ -11,7 +11,7 @@ from ..angular import check_lmax, spherical_harmonics
 from ..graph import Graph
 from ..irreps import Irreps
 from ..nn import Linear, SpeciesIndex, silu, tanh
-from ..nn_limits import check_limits, limited
+from ..nn_limits import EnergyLimits
 from ..nn_radial import PairRadialNetwork, check_radial, find_pairs
 from ..ops.conv import conv
 from ..ops.paths import ConvPaths
@@ -132,7 +132,7 @@ class MACE(nn.Module):
         irreps_edge: None (those of the features), or per layer the irreps that are sent.
         radial: fields of nn_radial.RadialOptions.
         readout: fields of ReadoutOptions.
-        limits: None, or low, high and width: node energies stay between them, see nn_limits.
+        limits: None, or the fields of nn_limits.Limits: node energies stay between them.
 
     Raises:
         ValueError: an argument that has no meaning, with the value.
@@ -151,7 +151,7 @@ class MACE(nn.Module):
         irreps_edge: Sequence[str] | None = None,
         radial: dict | None = None,
         readout: dict | None = None,
-        limits: Sequence[float] | None = None,
+        limits: dict | None = None,
     ):
         super().__init__()
         n_layers, lmax = check_count("MACE", "n_layers", n_layers), check_lmax("MACE", lmax)
@@ -164,13 +164,13 @@ class MACE(nn.Module):
         kinds = _kinds(interactions, n_layers)
         correlations = _correlations(correlation, n_layers)
         self.radial = check_radial(radial or {}, n_species)
-        options, self.limits = _readout(readout or {}), check_limits("MACE", limits)
+        options, self.limits = _readout(readout or {}), EnergyLimits("MACE", limits, n_species)
         self.hyperparameters = dict(
             species=list(self.species), cutoff=self.cutoff, avg_num_neighbors=float(avg_num_neighbors),
             n_layers=n_layers, irreps_hidden=[str(irreps) for irreps in hidden], lmax=lmax, correlation=correlations,
             interactions=kinds, irreps_edge=None if irreps_edge is None else [str(irreps) for irreps in edge],
             radial=_as_json(self.radial), readout=_as_json(options),
-            limits=None if self.limits is None else list(self.limits),
+            limits=self.limits.hyperparameters,
         )  # fmt: skip
 
         def network(n_out: int, density: bool = False) -> PairRadialNetwork:
@@ -194,7 +194,8 @@ class MACE(nn.Module):
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
         scalars = self._scalars(graph, vectors)[self.first_read :]
-        return limited(sum(readout(block) for readout, block in zip(self.readouts, scalars)), self.limits)
+        energy = sum(readout(block) for readout, block in zip(self.readouts, scalars))
+        return self.limits(energy, self.index(graph.numbers))
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features of every layer side by side (n_atoms, n_layers * n_channels)."""

@@ -12,7 +12,7 @@ from ..angular import spherical_harmonics
 from ..graph import Graph
 from ..irreps import Irreps
 from ..nn import Gate, Linear, RadialNetwork, SpeciesIndex
-from ..nn_limits import check_limits, limited
+from ..nn_limits import EnergyLimits
 from ..ops.conv import conv
 from ..ops.paths import ConvPaths
 from ..radial import BASES, polynomial_envelope
@@ -64,7 +64,7 @@ class NequIP(nn.Module):
         n_basis, basis: size and name (see radial.BASES) of the radial basis.
         radial_mlp: hidden widths of the radial network.
         envelope_power: p of the polynomial envelope.
-        limits: None, or low, high and width: node energies stay between them, see nn_limits.
+        limits: None, or the fields of nn_limits.Limits: node energies stay between them.
 
     Raises:
         ValueError: no 0e in irreps_hidden, n_layers < 1, cutoff <= 0, ..., with the value.
@@ -82,20 +82,20 @@ class NequIP(nn.Module):
         basis: str = "bessel",
         radial_mlp: Sequence[int] = (64,),
         envelope_power: int = 6,
-        limits: Sequence[float] | None = None,
+        limits: dict | None = None,
     ):
         super().__init__()
-        self.limits = check_limits("NequIP", limits)
         hidden = Irreps(irreps_hidden).simplify()
         lmax = hidden.lmax if lmax is None else lmax
         _check(hidden, cutoff, avg_num_neighbors, n_layers, lmax, basis)
         self.index = SpeciesIndex(species)
+        self.limits = EnergyLimits("NequIP", limits, len(self.index.species))
         self.species, self.cutoff, self.lmax, self.n_layers = self.index.species, float(cutoff), lmax, n_layers
         self.hyperparameters = dict(
             species=list(self.species), cutoff=float(cutoff), avg_num_neighbors=float(avg_num_neighbors),
             n_layers=n_layers, irreps_hidden=str(hidden), lmax=lmax, n_basis=n_basis, basis=basis,
             radial_mlp=list(radial_mlp), envelope_power=envelope_power,
-            limits=None if self.limits is None else list(self.limits),
+            limits=self.limits.hyperparameters,
         )  # fmt: skip
 
         def radial(n_out: int) -> RadialNetwork:
@@ -113,7 +113,8 @@ class NequIP(nn.Module):
 
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
-        return limited(self.readout([self.descriptors(graph, vectors)[:, None]])[0].flatten(), self.limits)
+        energy = self.readout([self.descriptors(graph, vectors)[:, None]])[0].flatten()
+        return self.limits(energy, self.index(graph.numbers))
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features (n_atoms, n_channels) before the readout."""

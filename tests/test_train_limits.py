@@ -1,0 +1,67 @@
+"""train_limits: a trained network's node energies stay near those of its training set, and there as they are."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+
+from ase_equinn import train_limits
+from ase_equinn.data_batches import prepare
+from ase_equinn.data import Frame
+from ase_equinn.models.mace import MACE
+from ase_equinn.models.schnet import SchNet
+from ase_equinn.potential import Potential
+from ase_equinn.train_config import load_config
+from ase_equinn.train_limits import MARGIN_ABOVE, MARGIN_BELOW, within_limits
+
+CONFIG = {"data": {"train": "train.xyz"}, "output": "out"}
+
+
+def _samples(cutoff=4.0):
+    frames = []
+    for seed in range(4):
+        atoms = molecule("CH3OH")
+        atoms.rattle(0.1, seed=seed)
+        frames.append(Frame(atoms, None, None, None, "default"))
+    return prepare(frames, [cutoff])
+
+
+def _potential(**options):
+    torch.manual_seed(0)
+    network = MACE([1, 6, 8], 4.0, irreps_hidden="8x0e+8x1o", avg_num_neighbors=4.0, **options).double()
+    return Potential([network], reference_energies={1: -1.0, 6: -2.0, 8: -3.0}, scale=2.0)
+
+
+def test_training_energies_stay_and_limits_are_those_of_each_element():
+    potential, samples = _potential(), _samples()
+    bounded = within_limits(load_config(CONFIG), potential, samples)
+    limits = bounded.models[0].limits.limits
+    for old, new in zip(*(train_limits._node_energies(p, samples) for p in (potential, bounded))):
+        np.testing.assert_allclose(new, old, atol=2e-6)
+    energies, species = train_limits._node_energies(potential, samples)
+    for index in range(3):
+        own = 2.0 * energies[species == index].numpy()
+        assert limits.low[index] * 2.0 == pytest.approx(min(0.0, own.min()) - MARGIN_BELOW)
+        assert limits.high[index] * 2.0 == pytest.approx(max(0.0, own.max()) + MARGIN_ABOVE)
+    assert potential.models[0].limits.limits is None  # unchanged
+    assert bounded.reference_energies == potential.reference_energies and bounded.dtype == torch.float64
+
+
+def test_an_atom_alone_keeps_its_energy():
+    bounded = within_limits(load_config(CONFIG), _potential(), _samples())
+    alone = prepare([Frame(molecule("H"), None, None, None, "default")], [4.0], (1, 6, 8))
+    energies, _ = train_limits._node_energies(bounded, alone)
+    assert abs(float(energies)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "config", [{"limits": False}, {"model": {"name": "mace", "limits": {"low": [-1.0], "high": [1.0], "width": 0.1}}}]
+)
+def test_a_config_may_want_none_or_its_own(config):
+    potential = _potential()
+    assert within_limits(load_config(CONFIG | config), potential, _samples()) is potential
+
+
+def test_a_model_without_limits_stays_as_it_is():
+    potential = Potential([SchNet([1, 6, 8], 4.0)])
+    assert within_limits(load_config(CONFIG), potential, _samples()) is potential
