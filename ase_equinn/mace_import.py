@@ -15,7 +15,7 @@ from .mace_file import read_torch_file
 from .mace_objects import Bag
 from .mace_weights import transfer
 from .models.mace import MACE
-from .nn_radial import Pairs
+from .nn_pairs import Pairs
 from .potential import Potential
 from .potential_build import build_model
 from .terms.zbl import COULOMB, ZBL

@@ -1,9 +1,11 @@
-"""Node energies between two limits: a polynomial of the surroundings, as message passing is, stays finite far from its data.
+"""Node energies within limits: a polynomial of the surroundings, as message passing is, is worth nothing far from its data.
 
-    E -> low + w softplus((E - low) / w),    then    E -> high - w softplus((high - E) / w)
+    E -> low + w softplus((E - low) / w),    E -> high - w softplus((high - E) / w)
+    E -> high + f (E - high),                f = (1 - tanh(8 (rho / rho_max - 2))) / 2
 
-Between the limits, some w away from them, that is E itself up to w exp(-distance / w); beyond them energies level off and
-forces fade, so that a repulsive term decides. train_limits takes them from the node energies of the training set.
+Between the limits, some w away from them, E stays itself up to w exp(-distance / w); beyond them energies level off and
+forces fade, so that a repulsive term decides. Where atoms are more crowded than rho_max (nn_crowding), between 1.6 and 2.4
+times as much, the energy goes over to the upper limit. train_limits takes all of them from the training set.
 """
 
 from __future__ import annotations
@@ -15,17 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .graph import Graph
+from .nn_crowding import Crowding
 from .ops.symbols import Value, is_symbolic
+
+SHARPNESS, MIDDLE = 8.0, 2.0  # f leaves 1 by 1e-7 at rho_max
 
 
 class Limits(NamedTuple):
-    """low and high, a number per species in ascending order of the atomic number, and w > 0.
+    """low, high and crowding (rho_max > 0): a number per species in ascending order of the atomic number; width w > 0.
 
-    In the units of the network's output (Potential multiplies by its scale).
+    Energies in the units of the network's output (Potential multiplies by its scale).
     """
 
     low: Sequence[float]
     high: Sequence[float]
+    crowding: Sequence[float]
     width: float
 
 
@@ -35,50 +42,62 @@ class EnergyLimits(nn.Module):
     Args:
         name: of the model, for messages.
         limits: None, or a mapping with the fields of Limits.
-        n_species: of the model.
+        species: atomic numbers of the model, ascending.
+        cutoff: A, of the model.
 
     Raises:
-        ValueError: not one finite low < high per species and a positive width, with what was received.
+        ValueError: not one finite low < high and positive crowding per species and a positive width, with what was
+            received.
     """
 
-    def __init__(self, name: str, limits: dict | Limits | None, n_species: int):
+    def __init__(self, name: str, limits: dict | None, species: Sequence[int], cutoff: float):
         super().__init__()
-        self.limits = None if limits is None else _checked(name, limits, n_species)
-        for side in ("low", "high"):
-            rows = None if limits is None else torch.tensor(getattr(self.limits, side), dtype=torch.float64)[:, None]
-            self.register_buffer(side, rows, persistent=False)
+        self.limits = None if limits is None else _checked(name, limits, len(species))
+        if self.limits is None:
+            return
+        self.crowding = Crowding(species, cutoff)
+        for side in ("low", "high", "crowding"):
+            rows = torch.tensor(getattr(self.limits, side), dtype=torch.float64)[:, None]
+            self.register_buffer("most" if side == "crowding" else side, rows, persistent=False)
 
     @property
     def hyperparameters(self) -> dict | None:
         """The argument `limits` that makes the same."""
-        if self.limits is None:
-            return None
-        return {"low": list(self.limits.low), "high": list(self.limits.high), "width": self.limits.width}
+        return (
+            None if self.limits is None else {k: [*v] if k != "width" else v for k, v in self.limits._asdict().items()}
+        )
 
-    def forward(self, energy: Tensor | Value, species: Tensor) -> Tensor | Value:
-        """The node energies (n_atoms,) of atoms with the indices `species` (n_atoms,), limited."""
+    def forward(self, energy: Tensor | Value, graph: Graph, vectors: Tensor, species: Tensor) -> Tensor | Value:
+        """The node energies (n_atoms,), limited; vectors (n_edges, 3) in A, species (n_atoms,) indices."""
         if self.limits is None:
             return energy
-        low, high = (rows.index_select(0, species).squeeze(1) for rows in (self.low, self.high))
-        lowest = (-self.low).index_select(0, species).squeeze(1)
-        above = _softplus(energy + lowest, self.limits.width) + low
-        return _softplus(above * -1.0 + high, self.limits.width) * -1.0 + high
+
+        def of_atoms(rows: Tensor) -> Tensor | Value:
+            return rows.index_select(0, species).squeeze(1)
+
+        width, high = self.limits.width, of_atoms(self.high)
+        above = _softplus(energy + of_atoms(-self.low), width) + of_atoms(self.low)
+        gap = _softplus(above * -1.0 + high, width)
+        rho = self.crowding(graph, vectors, species)
+        fade = torch.tanh(rho * of_atoms(SHARPNESS / self.most) + -SHARPNESS * MIDDLE) * -0.5 + 0.5
+        return gap * fade * -1.0 + high
 
 
-def _checked(name: str, limits: dict | Limits, n_species: int) -> Limits:
-    fields = limits._asdict() if isinstance(limits, Limits) else limits
-    message = f"{name}: limits are low < high of {n_species} species and a positive width, got {limits!r}"
+def _checked(name: str, limits: dict, n_species: int) -> Limits:
     try:
-        low, high = (tuple(float(value) for value in fields[side]) for side in ("low", "high"))
-        width = float(fields["width"])
+        sides = [tuple(float(value) for value in limits[side]) for side in Limits._fields[:-1]]
+        found = Limits(*sides, float(limits["width"]))
+        complete = len(limits) == len(Limits._fields) and all(len(side) == n_species for side in sides)
+        finite = all(map(math.isfinite, (*sum(sides, ()), found.width)))
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(message) from None
-    finite = all(map(math.isfinite, (*low, *high, width)))
-    if not (len(low) == len(high) == n_species and finite and width > 0 and all(a < b for a, b in zip(low, high))):
-        raise ValueError(message)
-    if len(fields) != len(Limits._fields):
-        raise ValueError(message)
-    return Limits(low, high, width)
+        complete = finite = False
+    if complete and finite and found.width > 0:
+        if all(a < b and most > 0 for a, b, most in zip(*sides)):
+            return found
+    raise ValueError(
+        f"{name}: limits are low < high and a positive crowding of {n_species} species and a positive width, "
+        f"got {limits!r}"
+    )
 
 
 def _softplus(x: Tensor | Value, width: float) -> Tensor | Value:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
 from functools import partial
 from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .graph import Graph
 from .nn import second_moment_factor, silu
+from .nn_pairs import Pairs, joined
 from .ops.radial_table import RadialTable
-from .ops.symbols import is_symbolic
 from .ops.tabulate import (
     Tabulator,
     Taylor,
@@ -73,45 +71,6 @@ def check_radial(fields: dict, n_species: int) -> RadialOptions:
     return options
 
 
-class Pairs(NamedTuple):
-    """The pairs of species in a graph: for each edge which one it is. With one function for all, `edge` is None."""
-
-    species: tuple[tuple[int, int], ...]
-    edge: Tensor | None
-
-
-_kept: tuple[weakref.ref, int, tuple[int, ...], list[int]] | None = None
-
-
-def find_pairs(options: RadialOptions, graph: Graph, species: Tensor, elements: tuple[int, ...]) -> Pairs:
-    """Only pairs whose elements are both present get a table; `elements`: the atomic numbers that `species` counts."""
-    if options.transform is None or not is_symbolic(species) and not len(species):
-        return Pairs(((0, 0),), None)
-    present = species.trace.present_species() if is_symbolic(species) else _present(graph.numbers, species, elements)
-    pairs = tuple((a, b) for k, a in enumerate(present) for b in present[k:])
-    if is_symbolic(species):
-        number = torch.zeros(present[-1] + 1, present[-1] + 1, dtype=torch.int64)
-        for k, (a, b) in enumerate(pairs):
-            number[a, b] = number[b, a] = k
-        return Pairs(pairs, species.trace.tables(number))
-    place = torch.zeros(present[-1] + 1, dtype=torch.int64, device=species.device)  # among those present
-    for k, a in enumerate(present):
-        place[a : a + 1].fill_(k)
-    ends = [place.index_select(0, species).index_select(0, atoms) for atoms in graph.edge_index]
-    low, high = torch.minimum(*ends), torch.maximum(*ends)
-    return Pairs(pairs, low * (2 * len(present) - low - 1) // 2 + high)
-
-
-def _present(numbers: Tensor, species: Tensor, elements: tuple[int, ...]) -> list[int]:
-    """Which species occur. Kept while the numbers are the same tensor: to learn it is to wait for the device."""
-    global _kept
-    if numbers.is_inference():  # they do not count their changes
-        return torch.unique(species).tolist()
-    if _kept is None or _kept[0]() is not numbers or _kept[1:3] != (numbers._version, elements):
-        _kept = weakref.ref(numbers), numbers._version, elements, torch.unique(species).tolist()
-    return _kept[3]
-
-
 class PairRadialNetwork(nn.Module):
     """w(r) = envelope(r) MLP(basis(t(r))), or MLP(envelope(r) basis(t(r))): no biases, so w ends with the envelope.
 
@@ -162,13 +121,7 @@ class PairRadialNetwork(nn.Module):
 
     def table(self, pairs: Pairs, lengths: Tensor | None = None) -> RadialTable:
         """The functions of these pairs as `conv` wants them, for these distances if they are given, see `Tabulator`."""
-        tables = [self._tabulator(pair)(self._taylor, [*self.weights], lengths) for pair in pairs.species]
-        if pairs.edge is None:
-            return tables[0]
-        values, first = torch.cat([table.values for table in tables]), pairs.edge * tables[0].values.shape[0]
-        if tables[0].first is not None:
-            first = first + tables[0].first
-        return RadialTable(values, tables[0].spacing, first, tables[0].n_knots)
+        return joined(pairs, [self._tabulator(pair)(self._taylor, [*self.weights], lengths) for pair in pairs.species])
 
     def _tabulator(self, pair: tuple[int, int]) -> Tabulator:
         if pair not in self._tabulators:

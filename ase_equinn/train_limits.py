@@ -9,12 +9,14 @@ import torch
 
 from .data_batches import Batch
 from .graph import edge_vectors
+from .nn_crowding import Crowding
 from .potential import Potential
 from .train_config import TrainConfig
 
 # eV by which node energies may pass those of the training set, and over which they level off. Training structures keep their
 # energies to 1e-5 eV per atom.
-MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 0.4, 10.0, 0.04
+MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 0.4, 5.0, 0.04
+LEAST_CROWDING = 0.01  # where a training set has an element only alone
 
 
 def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[Batch]) -> Potential:
@@ -28,11 +30,14 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
     if not (config.limits and known and samples and (config.model.model_extra or {}).get("limits") is None):
         return potential
     scale = potential.scale[0]
-    energies, species = _node_energies(potential, samples)
-    own = [energies[species == index] * scale for index in range(len(potential.species))]
-    low = [min(0.0, x.min().item() if len(x) else 0.0) - MARGIN_BELOW for x in own]
-    high = [max(0.0, x.max().item() if len(x) else 0.0) + MARGIN_ABOVE for x in own]
-    limits = {"low": [x / scale for x in low], "high": [x / scale for x in high], "width": LIMIT_WIDTH / scale}
+    energies, crowding, species = _of_nodes(network, potential, samples)
+    low, high, most = [], [], []
+    for index in range(len(potential.species)):
+        own = torch.cat([energies[species == index] * scale, torch.zeros(1, dtype=torch.float64)])  # zero: alone
+        low.append((own.min().item() - MARGIN_BELOW) / scale)
+        high.append((own.max().item() + MARGIN_ABOVE) / scale)
+        most.append(max([LEAST_CROWDING, *crowding[species == index].tolist()]))
+    limits = {"low": low, "high": high, "crowding": most, "width": LIMIT_WIDTH / scale}
     bounded = type(network)(**network.hyperparameters | {"limits": limits})
     bounded = bounded.to(device=potential.device, dtype=potential.dtype)
     bounded.load_state_dict(network.state_dict())
@@ -46,13 +51,14 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
 
 
 @torch.no_grad()
-def _node_energies(potential: Potential, samples: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The network's output and the index of the element for every atom of the samples."""
-    network, energies, species = potential.models[0], [], []
+def _of_nodes(network: torch.nn.Module, potential: Potential, samples: Sequence[Batch]) -> tuple[torch.Tensor, ...]:
+    """The network's output, the crowding and the index of the element for every atom of the samples."""
+    crowding, rows = Crowding(network.species, network.cutoff).double().to(potential.device), []
     for sample in samples:
         sample = sample.to(potential.device)
         graph = sample.graphs[0]
-        vectors = edge_vectors(graph, sample.positions).to(potential.dtype)
-        energies.append(network(graph, vectors).double().cpu())
-        species.append(network.index(graph.numbers).cpu())
-    return torch.cat(energies), torch.cat(species)
+        vectors = edge_vectors(graph, sample.positions)
+        species = network.index(graph.numbers)
+        energies = network(graph, vectors.to(potential.dtype)).double()
+        rows.append((energies.cpu(), crowding(graph, vectors, species).double().cpu(), species.cpu()))
+    return tuple(torch.cat(column) for column in zip(*rows))

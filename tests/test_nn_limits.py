@@ -4,30 +4,39 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.calculators.fd import calculate_numerical_forces
 
 from ase_equinn.calculator import EquiCalculator
 from ase_equinn.models.mace import MACE
 from ase_equinn.models.nequip import NequIP
-from ase_equinn.nn_limits import EnergyLimits, Limits
+from ase_equinn.graph import graph_and_vectors
+from ase_equinn.nn_crowding import Crowding
+from ase_equinn.nn_limits import EnergyLimits
 from ase_equinn.potential import Potential
 
-LIMITS = Limits([-1.0, -2.0], [5.0, 7.0], 0.1)
+LIMITS = {"low": [-1.0, -2.0], "high": [5.0, 7.0], "crowding": [1.0, 1.0], "width": 0.1}
 
 
 def limited(x, species=0):
-    """Of atoms of one element."""
-    return EnergyLimits("model", LIMITS, 2).double()(x, torch.full((len(x),), species))
+    """Of atoms of one element, or several, far from all others."""
+    numbers = torch.full((len(x),), species) if isinstance(species, int) else torch.tensor(species)
+    atoms = Atoms(
+        numbers=[6 if index == 0 else 8 for index in numbers], positions=[[9.0 * k, 0, 0] for k in range(len(x))]
+    )
+    graph, vectors = graph_and_vectors(atoms, 4.0)
+    limits = EnergyLimits("model", LIMITS, [6, 8], 4.0).double()
+    return limits(x, graph, vectors, numbers)
 
 
 def test_between_the_limits_energies_stay():
     x = torch.linspace(-0.5, 4.5, 101, dtype=torch.float64)
     bound = 0.1 * (torch.exp(-(x + 1.0) / 0.1) + torch.exp(-(5.0 - x) / 0.1))
-    assert ((limited(x) - x).abs() <= bound + 1e-14).all() and bound.max() < 1e-3
+    assert ((limited(x) - x).abs() <= bound + 1e-12).all() and bound.max() < 1e-3
 
 
 def test_every_element_has_its_own():
     x = torch.tensor([-9.0, -9.0, 1.0, 9.0, 9.0], dtype=torch.float64)
-    y = EnergyLimits("model", LIMITS, 2).double()(x, torch.tensor([0, 1, 1, 0, 1]))
+    y = limited(x, [0, 1, 1, 0, 1])
     np.testing.assert_allclose(y, [-1.0, -2.0, 1.0, 5.0, 7.0], atol=1e-9)
 
 
@@ -46,12 +55,38 @@ def test_second_derivatives():
 
 
 @pytest.mark.parametrize("make", [MACE, NequIP])
+def test_crowded_atoms_have_the_upper_limit(make, tmp_path):
+    """Two elements; programs and the reference agree where the gate is half open, forces with finite differences."""
+    torch.manual_seed(0)
+    atoms = Atoms("COCO", [[0, 0, 0], [1.4, 0, 0.1], [0, 1.45, 0.2], [0.1, 0.3, 1.5]])
+    graph, vectors = graph_and_vectors(atoms, 4.0)
+    crowding = Crowding([6, 8], 4.0).double()(graph, vectors, torch.tensor([0, 1, 0, 1]))
+    half = [float(crowding[0]) / 2, float(crowding[1]) / 2]  # the gate is half open at twice rho_max
+    limits = {"low": [-3.0, -4.0], "high": [5.0, 7.0], "crowding": half, "width": 0.1}
+    model = make([6, 8], 4.0, irreps_hidden="8x0e+8x1o", avg_num_neighbors=4.0, limits=limits)
+    Potential([model]).save(tmp_path / "model")
+    calculators = [EquiCalculator(tmp_path / "model", dtype="float64", backend=name) for name in ("auto", "reference")]
+    found = [(atoms.copy(), calculator) for calculator in calculators]
+    for copy, calculator in found:
+        copy.calc = calculator
+    energies = [copy.get_potential_energies() for copy, _ in found]
+    np.testing.assert_allclose(*energies, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(*(copy.get_forces() for copy, _ in found), rtol=0, atol=1e-10)
+    assert 2.0 < energies[0][0] < 3.0 and 3.0 < energies[0][1] < 4.0  # on the way up
+    atoms.calc = calculators[0]
+    expected = calculate_numerical_forces(atoms, eps=2e-6)
+    np.testing.assert_allclose(atoms.get_forces(), expected, rtol=1e-6, atol=1e-6)
+    atoms.positions *= 0.7
+    np.testing.assert_allclose(atoms.get_potential_energies(), [5.0, 7.0, 5.0, 7.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [MACE, NequIP])
 def test_models_keep_within_them_in_every_implementation(make, tmp_path):
     """A crowd of atoms: the network alone leaves the limits, the native program and the reference agree within them."""
     torch.manual_seed(0)
     options = {"irreps_hidden": "8x0e+8x1o", "avg_num_neighbors": 4.0}
     free = make([14], 4.0, **options)
-    bound = make([14], 4.0, limits={"low": [-0.02], "high": [0.05], "width": 0.004}, **options)
+    bound = make([14], 4.0, limits={"low": [-0.02], "high": [0.05], "crowding": [9.0], "width": 0.004}, **options)
     bound.load_state_dict(free.state_dict())
     atoms = Atoms("Si8", np.random.default_rng(0).uniform(0, 4, (8, 3)), cell=[4, 4, 4], pbc=True)
     energies, forces = {}, {}
@@ -67,25 +102,34 @@ def test_models_keep_within_them_in_every_implementation(make, tmp_path):
     np.testing.assert_allclose(forces["native"], forces["reference"], rtol=0, atol=1e-10)
 
 
+GOOD = {"low": [0.0], "high": [1.0], "crowding": [2.0], "width": 0.1}
 BAD = {
-    "order": {"low": [1.0], "high": [0.0], "width": 0.1},
-    "width": {"low": [0.0], "high": [1.0], "width": 0.0},
-    "species": {"low": [0.0, 0.0], "high": [1.0, 1.0], "width": 0.1},
-    "missing": {"low": [0.0], "high": [1.0]},
-    "unknown": {"low": [0.0], "high": [1.0], "width": 0.1, "depth": 1.0},
-    "nan": {"low": [0.0], "high": [float("nan")], "width": 1.0},
+    "order": GOOD | {"low": [1.0], "high": [0.0]},
+    "width": GOOD | {"width": 0.0},
+    "crowding": GOOD | {"crowding": [0.0]},
+    "species": {"low": [0.0, 0.0], "high": [1.0, 1.0], "crowding": [1.0, 1.0], "width": 0.1},
+    "missing": {"low": [0.0], "high": [1.0], "width": 0.1},
+    "unknown": GOOD | {"depth": 1.0},
+    "nan": GOOD | {"high": [float("nan")]},
     "list": [0.0, 1.0, 0.1],
 }
 
 
 @pytest.mark.parametrize("limits", BAD.values(), ids=BAD)
 def test_limits_without_meaning_are_named(limits):
-    with pytest.raises(ValueError, match="MACE: limits are low < high of 1 species and a positive width, got"):
+    with pytest.raises(
+        ValueError, match="MACE: limits are low < high and a positive crowding of 1 species and a positive width, got"
+    ):
         MACE([14], 4.0, irreps_hidden="4x0e", limits=limits)
 
 
 @pytest.mark.parametrize("make", [MACE, NequIP])
 def test_hyperparameters_make_the_same_model(make):
-    model = make([1, 8], 4.0, irreps_hidden="8x0e+8x1o", limits={"low": [-1, -2], "high": [3, 4], "width": 0.1})
+    model = make(
+        [1, 8],
+        4.0,
+        irreps_hidden="8x0e+8x1o",
+        limits={"low": [-1, -2], "high": [3, 4], "crowding": [5, 6], "width": 0.1},
+    )
     assert make(**model.hyperparameters).hyperparameters == model.hyperparameters
     assert make([1, 8], 4.0, irreps_hidden="8x0e+8x1o").hyperparameters["limits"] is None

@@ -32,16 +32,21 @@ def _potential(**options):
     return Potential([network], reference_energies={1: -1.0, 6: -2.0, 8: -3.0}, scale=2.0)
 
 
+def _nodes(potential, samples):
+    return train_limits._of_nodes(potential.models[0], potential, samples)
+
+
 def test_training_energies_stay_and_limits_are_those_of_each_element():
     potential, samples = _potential(), _samples()
     bounded = within_limits(load_config(CONFIG), potential, samples)
     limits = bounded.models[0].limits.limits
-    for old, new in zip(*(train_limits._node_energies(p, samples) for p in (potential, bounded))):
+    for old, new in zip(*(_nodes(p, samples) for p in (potential, bounded))):
         np.testing.assert_allclose(new, old, atol=2e-6)
-    energies, species = train_limits._node_energies(potential, samples)
+    energies, crowding, species = _nodes(potential, samples)
     for index in range(3):
         own = 2.0 * energies[species == index].numpy()
         assert limits.low[index] * 2.0 == pytest.approx(min(0.0, own.min()) - MARGIN_BELOW)
+        assert limits.crowding[index] == pytest.approx(crowding[species == index].max())
         assert limits.high[index] * 2.0 == pytest.approx(max(0.0, own.max()) + MARGIN_ABOVE)
     assert potential.models[0].limits.limits is None  # unchanged
     assert bounded.reference_energies == potential.reference_energies and bounded.dtype == torch.float64
@@ -50,12 +55,16 @@ def test_training_energies_stay_and_limits_are_those_of_each_element():
 def test_an_atom_alone_keeps_its_energy():
     bounded = within_limits(load_config(CONFIG), _potential(), _samples())
     alone = prepare([Frame(molecule("H"), None, None, None, "default")], [4.0], (1, 6, 8))
-    energies, _ = train_limits._node_energies(bounded, alone)
+    energies = _nodes(bounded, alone)[0]
     assert abs(float(energies)) < 1e-6
 
 
 @pytest.mark.parametrize(
-    "config", [{"limits": False}, {"model": {"name": "mace", "limits": {"low": [-1.0], "high": [1.0], "width": 0.1}}}]
+    "config",
+    [
+        {"limits": False},
+        {"model": {"name": "mace", "limits": {"low": [-1.0], "high": [1.0], "crowding": [1.0], "width": 0.1}}},
+    ],
 )
 def test_a_config_may_want_none_or_its_own(config):
     potential = _potential()

@@ -12,7 +12,8 @@ from ..graph import Graph
 from ..irreps import Irreps
 from ..nn import Linear, SpeciesIndex, silu, tanh
 from ..nn_limits import EnergyLimits
-from ..nn_radial import PairRadialNetwork, check_radial, find_pairs
+from ..nn_pairs import find_pairs
+from ..nn_radial import PairRadialNetwork, check_radial
 from ..ops.conv import conv
 from ..ops.paths import ConvPaths
 from ..ops.product import ProductTable, product
@@ -164,7 +165,7 @@ class MACE(nn.Module):
         kinds = _kinds(interactions, n_layers)
         correlations = _correlations(correlation, n_layers)
         self.radial = check_radial(radial or {}, n_species)
-        options, self.limits = _readout(readout or {}), EnergyLimits("MACE", limits, n_species)
+        options, self.limits = _readout(readout or {}), EnergyLimits("MACE", limits, self.species, self.cutoff)
         self.hyperparameters = dict(
             species=list(self.species), cutoff=self.cutoff, avg_num_neighbors=float(avg_num_neighbors),
             n_layers=n_layers, irreps_hidden=[str(irreps) for irreps in hidden], lmax=lmax, correlation=correlations,
@@ -195,7 +196,7 @@ class MACE(nn.Module):
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
         scalars = self._scalars(graph, vectors)[self.first_read :]
         energy = sum(readout(block) for readout, block in zip(self.readouts, scalars))
-        return self.limits(energy, self.index(graph.numbers))
+        return self.limits(energy, graph, vectors, self.index(graph.numbers))
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features of every layer side by side (n_atoms, n_layers * n_channels)."""
@@ -205,7 +206,7 @@ class MACE(nn.Module):
         """Of each layer the invariant features (n_atoms, n_channels)."""
         species = self.index(graph.numbers)
         lengths, sh = vectors.norm(dim=1), spherical_harmonics(self.lmax, vectors)
-        pairs = find_pairs(self.radial, graph, species, self.species)
+        pairs = find_pairs(self.radial.transform is not None, graph, species, self.species)
         x, out = [self.embedding[:, None]], []
         for k, (interaction, layer) in enumerate(zip(self.interactions, self.products)):
             messages, bypass = interaction(x, (lengths, sh, pairs, k == 0), graph, species)

@@ -89,7 +89,7 @@ class NequIP(nn.Module):
         lmax = hidden.lmax if lmax is None else lmax
         _check(hidden, cutoff, avg_num_neighbors, n_layers, lmax, basis)
         self.index = SpeciesIndex(species)
-        self.limits = EnergyLimits("NequIP", limits, len(self.index.species))
+        self.limits = EnergyLimits("NequIP", limits, self.index.species, float(cutoff))
         self.species, self.cutoff, self.lmax, self.n_layers = self.index.species, float(cutoff), lmax, n_layers
         self.hyperparameters = dict(
             species=list(self.species), cutoff=float(cutoff), avg_num_neighbors=float(avg_num_neighbors),
@@ -114,7 +114,7 @@ class NequIP(nn.Module):
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
         energy = self.readout([self.descriptors(graph, vectors)[:, None]])[0].flatten()
-        return self.limits(energy, self.index(graph.numbers))
+        return self.limits(energy, graph, vectors, self.index(graph.numbers))
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features (n_atoms, n_channels) before the readout."""

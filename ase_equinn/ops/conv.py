@@ -52,15 +52,27 @@ def conv(
     Returns:
         Per term of ``paths.irreps_out`` a tensor (n_atoms, 2l+1, mul); zero for an atom without neighbours. Twice
         differentiable in x, lengths, sh and the table's values.
+
+    Raises:
+        TypeError: tensors of different dtypes, with each.
     """
     if is_symbolic(lengths, sh):
         return trace_conv(paths, x, lengths, sh, radial)
     chosen = chosen_backend(backend, lengths.device)
+    if isinstance(radial, RadialTable):
+        _check_dtype(x=x[0], lengths=lengths, sh=sh, table=radial.values)
     if chosen == "llvm" and isinstance(radial, RadialTable):
         return fused(paths, x, lengths, sh.T, radial, graph)
     if chosen == "triton" and isinstance(radial, RadialTable):
         return fused_triton(paths, x, lengths, sh, radial, graph)
     return reference(paths, x, lengths, sh, radial, graph)
+
+
+def _check_dtype(**tensors: Tensor) -> None:
+    """Kernels read memory as if all were alike."""
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        found = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise TypeError(f"conv: one dtype is needed, got {found}")
 
 
 def chosen_backend(backend: str, device: torch.device) -> str:
