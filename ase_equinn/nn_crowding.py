@@ -18,12 +18,12 @@ from .ops.tabulate import Tabulator, Taylor
 from .radial import polynomial_envelope
 from .radial_transforms import covalent_radius
 
-STEEPNESS = 12.0  # as in r^-12 where atoms touch
+STEEPNESS = 6.0  # so that many neighbours at usual distances count as much as one too near
 _SCALAR = Irreps("1x0e")
 
 
 class Crowding(nn.Module):
-    """rho_i = sum_j exp(-12 (r_ij / (R_i + R_j) - 1)) envelope(r_ij), R the covalent radii: about the number of touching atoms.
+    """rho_i = sum_j exp(-6 (r_ij / (R_i + R_j) - 1)) envelope(r_ij), R the covalent radii: about the number of touching atoms.
 
     Args:
         species: atomic numbers, ascending.

@@ -1,10 +1,10 @@
 """Node energies within limits: a polynomial of the surroundings, as message passing is, is worth nothing far from its data.
 
     E -> low + w softplus((E - low) / w),    E -> high - w softplus((high - E) / w)
-    E -> high + f (E - high),                f = (1 - tanh(8 (rho / rho_max - 2))) / 2
+    E -> high + f (E - high),                f = (1 - tanh(8 (rho / rho_max - 1.7) / 0.7)) / 2
 
 Between the limits, some w away from them, E stays itself up to w exp(-distance / w); beyond them energies level off and
-forces fade, so that a repulsive term decides. Where atoms are more crowded than rho_max (nn_crowding), between 1.6 and 2.4
+forces fade, so that a repulsive term decides. Where atoms are more crowded than rho_max (nn_crowding), between 1.5 and 1.9
 times as much, the energy goes over to the upper limit. train_limits takes all of them from the training set.
 """
 
@@ -21,7 +21,8 @@ from .graph import Graph
 from .nn_crowding import Crowding
 from .ops.symbols import Value, is_symbolic
 
-SHARPNESS, MIDDLE = 8.0, 2.0  # f leaves 1 by 1e-7 at rho_max
+MIDDLE = 1.7
+SHARPNESS = 8.0 / (MIDDLE - 1.0)  # f leaves 1 by 1e-7 at rho_max
 
 
 class Limits(NamedTuple):

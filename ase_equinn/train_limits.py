@@ -15,7 +15,7 @@ from .train_config import TrainConfig
 
 # eV by which node energies may pass those of the training set, and over which they level off. Training structures keep their
 # energies to 1e-5 eV per atom.
-MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 0.4, 5.0, 0.04
+MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 0.15, 5.0, 0.015
 LEAST_CROWDING = 0.01  # where a training set has an element only alone
 
 

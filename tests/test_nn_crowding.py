@@ -23,7 +23,7 @@ def test_it_is_the_sum_over_neighbours(species):
     distances, radii = atoms.get_all_distances(), np.array([covalent_radius(z) for z in atoms.numbers])
     x = distances / 4.0
     envelope = np.where(x < 1, 1 - 21 * x**5 + 35 * x**6 - 15 * x**7, 0)
-    terms = np.exp(-12 * (distances / (radii[:, None] + radii) - 1)) * envelope
+    terms = np.exp(-6 * (distances / (radii[:, None] + radii) - 1)) * envelope
     np.fill_diagonal(terms, 0)
     np.testing.assert_allclose(crowding(atoms, species), terms.sum(1), rtol=1e-6)
 

@@ -61,7 +61,7 @@ def test_crowded_atoms_have_the_upper_limit(make, tmp_path):
     atoms = Atoms("COCO", [[0, 0, 0], [1.4, 0, 0.1], [0, 1.45, 0.2], [0.1, 0.3, 1.5]])
     graph, vectors = graph_and_vectors(atoms, 4.0)
     crowding = Crowding([6, 8], 4.0).double()(graph, vectors, torch.tensor([0, 1, 0, 1]))
-    half = [float(crowding[0]) / 2, float(crowding[1]) / 2]  # the gate is half open at twice rho_max
+    half = [float(crowding[0]) / 1.7, float(crowding[1]) / 1.7]
     limits = {"low": [-3.0, -4.0], "high": [5.0, 7.0], "crowding": half, "width": 0.1}
     model = make([6, 8], 4.0, irreps_hidden="8x0e+8x1o", avg_num_neighbors=4.0, limits=limits)
     Potential([model]).save(tmp_path / "model")
