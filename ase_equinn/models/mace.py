@@ -125,7 +125,7 @@ class MACE(nn.Module):
         cutoff: A.
         avg_num_neighbors: mean number of neighbours in the training set; messages are divided by it.
         n_layers: >= 1.
-        irreps_hidden: features between layers, all of one multiplicity, e.g. "64x0e+64x1o"; the last layer keeps the
+        irreps_hidden: features between layers, all of one multiplicity, e.g. "32x0e+32x1o+32x2e"; the last layer keeps the
             scalars only. A list names those of every layer instead.
         lmax: highest degree of the spherical harmonics and of A_i.
         correlation: how many neighbours a message couples, at most; a number or one per layer.
@@ -145,7 +145,7 @@ class MACE(nn.Module):
         cutoff: float,
         avg_num_neighbors: float = 1.0,
         n_layers: int = 2,
-        irreps_hidden: str | Sequence[str] = "64x0e+64x1o",
+        irreps_hidden: str | Sequence[str] = "32x0e+32x1o+32x2e",
         lmax: int = 3,
         correlation: int | Sequence[int] = 3,
         interactions: Sequence[str] = ("agnostic", "residual"),
