@@ -24,6 +24,12 @@ SETS = {
         "loss": {"kind": "mse", "energy": 30.0},
         "training": {"batch_size": 2, "learning_rate": 0.01},
     },
+    "mo": {
+        "data": {"train": "zuo2020/Mo_train.xyz", "valid": "zuo2020/Mo_valid.xyz"},
+        "model": {"name": "nequip", "n_layers": 3, "irreps_hidden": "32x0e+32x1o+32x2e"},
+        "loss": {"kind": "mse", "energy": 30.0, "stress_offset": True},
+        "training": {"batch_size": 2, "learning_rate": 0.01},
+    },
     "3bpa": {
         "data": {"train": ["3bpa/train_300K_450.xyz", "3bpa/iso_atoms.xyz"], "valid": "3bpa/valid_300K_50.xyz"},
         "model": {"name": "nequip", "n_layers": 3, "irreps_hidden": "32x0e+32x1o+32x2e"},
@@ -75,6 +81,8 @@ MODELS = {
     "mace-32-l2": _mace("32x0e+32x1o+32x2e"),
     "mace-64-l2": _mace("64x0e+64x1o+64x2e"),
     "mace-64-l1-correlation2": _mace("64x0e+64x1o", 2),
+    "mace-32-l2-correlation2": _mace("32x0e+32x1o+32x2e", 2),
+    "mace-16-l2": _mace("16x0e+16x1o+16x2e"),
 }
 CHANGES = {
     "basis12": _model(n_basis=12),
@@ -110,6 +118,8 @@ CHANGES = {
     "nolimits": {"limits": False},
     "energy30to300": {"loss": {"final_energy": 300.0}},
     "basis5": _model(radial={"n_basis": 5}),
+    "radial16": _model(radial={"hidden": [16]}),
+    "rate0.03": {"training": {"learning_rate": 0.03}},
     "radial32x32": _model(radial={"hidden": [32, 32]}),
     "density": _model(interactions=["agnostic density", "residual density"]),
     "agnesi": _model(radial={"transform": "agnesi"}),
