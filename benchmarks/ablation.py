@@ -92,6 +92,8 @@ CHANGES = {
     "cutoff6": _model(cutoff=6.0),
     "huber": {"loss": {"kind": "huber"}},
     "huber0.01": {"loss": {"kind": "huber", "huber_delta": 0.01}},
+    "huber0.01-energy1": {"loss": {"kind": "huber", "huber_delta": 0.01, "energy": 1.0}},
+    "huber0.1-energy10": {"loss": {"kind": "huber", "huber_delta": 0.1, "energy": 10.0}},
     "energy3": {"loss": {"energy": 3.0}},
     "energy300": {"loss": {"energy": 300.0}},
     "energy30to1000": {"loss": {"final_energy": 1000.0}},
