@@ -15,6 +15,7 @@ import ase_equinn
 from . import cli_engines
 from . import cli_output as show
 from .cli_arguments import Device, DType, PotentialName, Precision
+from .cli_distill import distill
 from .cli_import import import_app
 from .cli_plot import plot_app
 from .cli_properties import properties
@@ -98,6 +99,7 @@ app = typer.Typer(
 app.add_typer(import_app, name="import", rich_help_panel=MAKE)
 app.add_typer(plot_app, name="plot", rich_help_panel=LOOK)
 app.command(rich_help_panel=MAKE)(calibrate)
+app.command(rich_help_panel=MAKE)(distill)
 app.command(rich_help_panel=MAKE)(holes)
 app.command(rich_help_panel=MAKE)(properties)
 cli_engines.register(app)

@@ -20,7 +20,7 @@ LAYERS = {
     "calculator": 4, "calibrate": 4, "data": 4, "metrics": 4, "evaluate": 4, "mace": 4,
     "engines": 5, "engines.": 5, "plot": 5, "check": 5, "demo": 5, "elastic": 5, "ase_plugin": 5, "train": 5,
     "bench": 5, "parity": 5, "dynamics": 5, "relax": 5, "md": 5, "runfiles": 5, "properties": 5,
-    "robustness": 5,
+    "robustness": 5, "distill": 5,
     "cli": 5,
     "": 0,  # __init__ holds the version and names that are imported on first use
 }  # fmt: skip

@@ -1,0 +1,100 @@
+"""Structures near those of a training set with a committee's mean as labels: one network learns from them what several know.
+
+The mean of networks that differ in their seeds has smaller errors than each of them. A single one that is trained on the
+labelled data and on the committee's word for their surroundings takes most of that over, at the cost of one.
+
+Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+from ase import Atoms
+
+from .data import Frame, read_frames, write_frames
+from .evaluate_batches import evaluate
+from .potential import Potential
+
+CONFIG_TYPE = "distilled"
+
+
+def neighbourhood(
+    structures: Sequence[Atoms], copies: int = 4, rattle: float = 0.1, strain: float = 0.02, seed: int = 0
+) -> list[Atoms]:
+    """`copies` of each structure, moved at random: every copy by its own amount, up to `rattle` and `strain`.
+
+    Args:
+        structures: left unchanged; single atoms give no copies.
+        copies: of each, at least 1.
+        rattle: A, the largest standard deviation of a coordinate's displacement.
+        strain: the largest standard deviation of an element of the symmetric strain of a structure that is periodic in
+            three directions.
+        seed: of all random numbers.
+
+    Raises:
+        ValueError: no copies, or a displacement that is negative or not finite, with the value.
+    """
+    if copies < 1:
+        raise ValueError(f"copies must be at least 1, got {copies}")
+    for name, value in (("rattle", rattle), ("strain", strain)):
+        if not (np.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number, 0 or more, got {value}")
+    random, found = np.random.default_rng(seed), []
+    for atoms in structures:
+        for _ in range(copies if len(atoms) > 1 else 0):
+            amount, copy = random.uniform(), atoms.copy()
+            if copy.pbc.all():
+                e = random.normal(scale=strain * amount, size=(3, 3)) if strain else np.zeros((3, 3))
+                copy.set_cell(copy.cell.array @ (np.eye(3) + (e + e.T) / 2), scale_atoms=True)
+            copy.positions += random.normal(size=copy.positions.shape) * rattle * amount
+            found.append(copy)
+    return found
+
+
+def distill(
+    committee: Sequence[str | Path | Potential] | str | Path,
+    structures: Sequence[Atoms],
+    *,
+    copies: int = 4,
+    rattle: float = 0.1,
+    strain: float = 0.02,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | bool = False,
+) -> list[Frame]:
+    """Labelled frames for a training set: the `neighbourhood` of the structures with the committee's mean.
+
+    Args:
+        committee: potentials, or a calibrated committee, as `EquiCalculator` takes them; also a single potential.
+        structures: of the training set.
+        copies, rattle, strain, seed: see `neighbourhood`.
+        device: see `EquiCalculator`.
+        progress: see `evaluate`.
+
+    Returns:
+        frames with energy and forces and the config_type "distilled". Not stress: that of labels may hold a constant
+        which the committee's lacks (loss.stress_offset), and energies under strain say the same.
+
+    Raises:
+        ValueError: see `neighbourhood`, `evaluate` and EquiCalculator; structures that give no copies.
+    """
+    moved = neighbourhood(structures, copies, rattle, strain, seed)
+    if not moved:
+        raise ValueError(f"distill needs structures of more than one atom, got {len(structures)} without any")
+    bare = [Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc) for a in moved]
+    frames = []
+    for atoms, found in zip(bare, evaluate(bare, committee, ["energy", "forces"], device=device, progress=progress)):
+        frames.append(Frame(atoms, found["energy"], found["forces"], None, CONFIG_TYPE))
+    return frames
+
+
+def distill_files(committee, files: Sequence[str | Path], out: str | Path, **options) -> int:
+    """`distill` from labelled or unlabelled files to the extxyz file `out`; the number of frames."""
+    structures = [frame.atoms for frame in read_frames(files).frames]
+    frames = distill(committee, structures, **options)
+    write_frames(out, frames)
+    return len(frames)

@@ -1,0 +1,105 @@
+"""distill: structures near the training set with a committee's mean as labels."""
+
+import numpy as np
+import pytest
+import toy
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.io import read
+from labelled import copper, save
+from typer.testing import CliRunner
+
+from ase_equinn import EquiCalculator, Potential
+from ase_equinn.cli import app
+from ase_equinn.data import read_frames
+from ase_equinn.distill import distill, neighbourhood
+
+SCALES = (1.0, 1.2, 1.7)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    """Models without kernels: nothing is compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        toy.register(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    folder, found = tmp_path_factory.mktemp("members"), []
+    for scale in SCALES:
+        torch.manual_seed(0)
+        found.append(str(Potential(toy.Pair((29,), 4.0), scale=scale).save(folder / f"{scale}").parent))
+    return found
+
+
+def test_labels_are_the_committees_mean(members):
+    frames = distill(members, copper(2), copies=3)
+    assert len(frames) == 6 and {frame.config_type for frame in frames} == {"distilled"}
+    mean = EquiCalculator(members, dtype="float64")
+    for frame in frames:
+        assert frame.stress is None
+        assert frame.energy == pytest.approx(mean.get_potential_energy(frame.atoms), abs=1e-5)
+        np.testing.assert_allclose(frame.forces, mean.get_forces(frame.atoms), atol=1e-5)
+
+
+def test_copies_move_by_up_to_the_amounts_asked_for():
+    crystal = copper(1)[0] * (3, 3, 3)
+    before = crystal.copy()
+    found = neighbourhood([crystal], copies=40, rattle=0.05, strain=0.0)
+    moved = np.array([np.std(copy.positions - crystal.positions) for copy in found])
+    assert len(found) == 40 and moved.max() < 0.055 and moved.min() < 0.02 and np.ptp(moved) > 0.03
+    strained = neighbourhood([crystal], copies=40, rattle=0.0, strain=0.03)
+    for copy in strained:
+        np.testing.assert_allclose(copy.get_scaled_positions(), crystal.get_scaled_positions(), atol=1e-9)
+    lengths = [copy.cell.lengths() / crystal.cell.lengths() - 1 for copy in strained]
+    assert 0.01 < np.abs(lengths).max() < 0.15
+    assert crystal == before
+
+
+def test_the_same_seed_gives_the_same_and_another_does_not():
+    one, two, other = (neighbourhood([molecule("H2O")], copies=2, seed=seed) for seed in (1, 1, 2))
+    assert all(a == b for a, b in zip(one, two)) and not any(a == b for a, b in zip(one, other))
+    assert not one[0].pbc.any() and one[0].cell.rank == 0
+
+
+def test_single_atoms_have_no_neighbourhood():
+    assert neighbourhood([Atoms("H")]) == []
+    with pytest.raises(ValueError, match="more than one atom, got 1"):
+        distill([], [Atoms("H")])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"copies": 0}, "copies must be at least 1, got 0"),
+        ({"rattle": -0.1}, "rattle must be a finite number, 0 or more, got -0.1"),
+        ({"strain": float("nan")}, "strain must be a finite number, 0 or more, got nan"),
+    ],
+)
+def test_amounts_without_meaning_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        neighbourhood([molecule("H2O")], **options)
+
+
+def test_the_command_writes_a_training_file(members, tmp_path):
+    data, out = save(tmp_path / "train.xyz", copper(3)), tmp_path / "distilled.xyz"
+    command = ["distill", *members, "--data", str(data), "-o", str(out), "--copies", "2"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    frames = read_frames(out).frames
+    assert len(frames) == 6 and all(frame.energy is not None and frame.forces is not None for frame in frames)
+    assert {atoms.info["config_type"] for atoms in read(out, ":")} == {"distilled"}
+    before = out.read_bytes()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "choose another file, or --overwrite" in result.output
+    assert out.read_bytes() == before
+    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+
+
+def test_a_missing_file_leaves_nothing(members, tmp_path):
+    out = tmp_path / "distilled.xyz"
+    result = CliRunner().invoke(app, ["distill", *members, "--data", str(tmp_path / "no.xyz"), "-o", str(out)])
+    assert result.exit_code == 2 and "no.xyz" in result.output and not out.exists()
