@@ -1,11 +1,13 @@
 """Node energies within limits: a polynomial of the surroundings, as message passing is, is worth nothing far from its data.
 
     E -> low + w softplus((E - low) / w),    E -> high - w softplus((high - E) / w)
+    E -> alone + f (E - alone),              f = tanh(8 rho / rho_min)
     E -> high + f (E - high),                f = (1 - tanh(8 (rho / rho_max - 1.7) / 0.7)) / 2
 
 Between the limits, some w away from them, E stays itself up to w exp(-distance / w); beyond them energies level off and
-forces fade, so that a repulsive term decides. Where atoms are more crowded than rho_max (nn_crowding), between 1.5 and 1.9
-times as much, the energy goes over to the upper limit. train_limits takes all of them from the training set.
+forces fade, so that a repulsive term decides. rho (nn_crowding) is about the number of atoms that touch this one. Where that is more
+than rho_max, between 1.5 and 1.9 times as much, the energy goes over to the upper limit; where it is less than rho_min,
+below a third of it, to that of an atom alone. train_limits takes all of them from the training set.
 """
 
 from __future__ import annotations
@@ -21,19 +23,22 @@ from .graph import Graph
 from .nn_crowding import Crowding
 from .ops.symbols import Value, is_symbolic
 
+SHARPNESS = 8.0  # the factors leave 1 by 1e-7 at rho_min and rho_max
 MIDDLE = 1.7
-SHARPNESS = 8.0 / (MIDDLE - 1.0)  # f leaves 1 by 1e-7 at rho_max
+STEEPNESS = SHARPNESS / (MIDDLE - 1.0)
 
 
 class Limits(NamedTuple):
-    """low, high and crowding (rho_max > 0): a number per species in ascending order of the atomic number; width w > 0.
+    """A number per species in ascending order of the atomic number: low < alone < high, 0 < rho_min < rho_max; width w > 0.
 
     Energies in the units of the network's output (Potential multiplies by its scale).
     """
 
     low: Sequence[float]
     high: Sequence[float]
-    crowding: Sequence[float]
+    alone: Sequence[float]
+    rho_min: Sequence[float]
+    rho_max: Sequence[float]
     width: float
 
 
@@ -47,8 +52,7 @@ class EnergyLimits(nn.Module):
         cutoff: A, of the model.
 
     Raises:
-        ValueError: not one finite low < high and positive crowding per species and a positive width, with what was
-            received.
+        ValueError: numbers per species that are missing, not finite or not in order, with what was received.
     """
 
     def __init__(self, name: str, limits: dict | None, species: Sequence[int], cutoff: float):
@@ -57,9 +61,9 @@ class EnergyLimits(nn.Module):
         if self.limits is None:
             return
         self.crowding = Crowding(species, cutoff)
-        for side in ("low", "high", "crowding"):
-            rows = torch.tensor(getattr(self.limits, side), dtype=torch.float64)[:, None]
-            self.register_buffer("most" if side == "crowding" else side, rows, persistent=False)
+        for name in Limits._fields[:-1]:
+            rows = torch.tensor(getattr(self.limits, name), dtype=torch.float64)[:, None]
+            self.register_buffer(name, rows, persistent=False)
 
     @property
     def hyperparameters(self) -> dict | None:
@@ -76,29 +80,32 @@ class EnergyLimits(nn.Module):
         def of_atoms(rows: Tensor) -> Tensor | Value:
             return rows.index_select(0, species).squeeze(1)
 
-        width, high = self.limits.width, of_atoms(self.high)
+        width, alone, high = self.limits.width, of_atoms(self.alone), of_atoms(self.high)
         above = _softplus(energy + of_atoms(-self.low), width) + of_atoms(self.low)
-        gap = _softplus(above * -1.0 + high, width)
+        within = _softplus(above * -1.0 + high, width) * -1.0 + high
         rho = self.crowding(graph, vectors, species)
-        fade = torch.tanh(rho * of_atoms(SHARPNESS / self.most) + -SHARPNESS * MIDDLE) * -0.5 + 0.5
-        return gap * fade * -1.0 + high
+        bound = torch.tanh(rho * of_atoms(SHARPNESS / self.rho_min))
+        free = torch.tanh(rho * of_atoms(STEEPNESS / self.rho_max) + -STEEPNESS * MIDDLE) * -0.5 + 0.5
+        bonded = (within + of_atoms(-self.alone)) * bound + alone
+        return (bonded + of_atoms(-self.high)) * free + high
 
 
 def _checked(name: str, limits: dict, n_species: int) -> Limits:
     try:
-        sides = [tuple(float(value) for value in limits[side]) for side in Limits._fields[:-1]]
-        found = Limits(*sides, float(limits["width"]))
-        complete = len(limits) == len(Limits._fields) and all(len(side) == n_species for side in sides)
-        finite = all(map(math.isfinite, (*sum(sides, ()), found.width)))
+        sides = {name: tuple(float(value) for value in limits[name]) for name in Limits._fields[:-1]}
+        found = Limits(**sides, width=float(limits["width"]))
+        usable = len(limits) == len(Limits._fields) and all(len(side) == n_species for side in sides.values())
+        usable = usable and all(map(math.isfinite, (*sum(sides.values(), ()), found.width))) and found.width > 0
+        rows = zip(*sides.values())
+        usable = usable and all(low < alone < high and 0 < few < many for low, high, alone, few, many in rows)
     except (AttributeError, KeyError, TypeError, ValueError):
-        complete = finite = False
-    if complete and finite and found.width > 0:
-        if all(a < b and most > 0 for a, b, most in zip(*sides)):
-            return found
-    raise ValueError(
-        f"{name}: limits are low < high and a positive crowding of {n_species} species and a positive width, "
-        f"got {limits!r}"
-    )
+        usable = False
+    if not usable:
+        raise ValueError(
+            f"{name}: limits are low < alone < high and 0 < rho_min < rho_max of {n_species} species and a positive width, "
+            f"got {limits!r}"
+        )
+    return found
 
 
 def _softplus(x: Tensor | Value, width: float) -> Tensor | Value:

@@ -16,12 +16,13 @@ from .train_config import TrainConfig
 # eV by which node energies may pass those of the training set, and over which they level off. Training structures keep their
 # energies to 1e-5 eV per atom.
 MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 0.15, 5.0, 0.015
-LEAST_CROWDING = 0.01  # where a training set has an element only alone
+LEAST_CROWDING = 0.01  # atoms with less are alone
 
 
 def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[Batch]) -> Potential:
-    """The trained potential with limits for each element: its node energies in the training `samples`, zero (an atom alone)
-    and the margins. As it is, where the config wants none, names its own, or the model has none.
+    """The trained potential with limits for each element: its node energies and crowding in the training `samples`, and margins.
+
+    An atom alone has the reference energy. As it is, where the config wants none, names its own, or the model has none.
 
     Sharing nothing with the argument: weights are copied.
     """
@@ -31,13 +32,16 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
         return potential
     scale = potential.scale[0]
     energies, crowding, species = _of_nodes(network, potential, samples)
-    low, high, most = [], [], []
-    for index in range(len(potential.species)):
-        own = torch.cat([energies[species == index] * scale, torch.zeros(1, dtype=torch.float64)])  # zero: alone
-        low.append((own.min().item() - MARGIN_BELOW) / scale)
-        high.append((own.max().item() + MARGIN_ABOVE) / scale)
-        most.append(max([LEAST_CROWDING, *crowding[species == index].tolist()]))
-    limits = {"low": low, "high": high, "crowding": most, "width": LIMIT_WIDTH / scale}
+    limits = {"low": [], "high": [], "alone": [], "rho_min": [], "rho_max": [], "width": LIMIT_WIDTH / scale}
+    for index, number in enumerate(potential.species):
+        alone = -potential.shift[number]  # then the whole is the reference energy
+        own = torch.cat([energies[species == index] * scale, torch.tensor([0.0, alone], dtype=torch.float64)])
+        rho = [value for value in crowding[species == index].tolist() if value > LEAST_CROWDING]
+        limits["low"].append((own.min().item() - MARGIN_BELOW) / scale)
+        limits["high"].append((own.max().item() + MARGIN_ABOVE) / scale)
+        limits["alone"].append(alone / scale)
+        limits["rho_min"].append(min(rho, default=LEAST_CROWDING))
+        limits["rho_max"].append(max(rho, default=2.0 * LEAST_CROWDING))
     bounded = type(network)(**network.hyperparameters | {"limits": limits})
     bounded = bounded.to(device=potential.device, dtype=potential.dtype)
     bounded.load_state_dict(network.state_dict())

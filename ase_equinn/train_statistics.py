@@ -14,6 +14,8 @@ from ase.data import atomic_numbers, chemical_symbols
 from .data import Frame
 from .data_batches import Batch
 from .derivatives import energy_only
+from .graph import edge_vectors
+from .nn_crowding import Crowding
 from .potential import ARCHITECTURES, Potential
 from .reference import fit_reference_energies, isolated_atom_energies
 from .train_config import ConfigError, ModelConfig, TrainConfig, nearest
@@ -113,18 +115,30 @@ def reference_energies(
 
 
 def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batch]) -> dict[int, float]:
-    """Per-species eV that centre the potential's energies on the labels (least squares per atom, smallest solution)."""
+    """Per-species eV that centre the potential's energies on the labels, by least squares per atom.
+
+    Where compositions do not tell elements apart, an element gets in proportion to how many atoms touch its own (nn_crowding),
+    as if every bond were worth the same: limits let an atom lose its shift with its neighbours.
+    """
     labelled = [i for i, frame in enumerate(frames) if frame.energy is not None]
     chosen = labelled[:: max(1, len(labelled) // SAMPLE)]
     if not chosen:
         return dict.fromkeys(potential.species, 0.0)
-    residual = []
+    residual, crowding, numbers = [], [], []
+    touching = Crowding(potential.species, max(potential.cutoffs)).double().to(potential.device)
     for i in chosen:
         sample = samples[i].to(potential.device)
+        graph = sample.graphs[0]
+        species = torch.searchsorted(torch.tensor(potential.species, device=potential.device), graph.numbers)
+        crowding += touching(graph, edge_vectors(graph, sample.positions), species).tolist()
+        numbers += species.tolist()
         energy = float(energy_only(potential, sample.graphs, sample.positions).sum())
         residual.append((frames[i].energy - energy) / len(frames[i].atoms))
     n = counts([frames[i] for i in chosen], potential.species)
-    solution = np.linalg.lstsq(n / n.sum(1, keepdims=True), np.array(residual), rcond=1e-3)[0]
+    atoms = np.bincount(numbers, minlength=len(potential.species))
+    bonds = np.bincount(numbers, crowding, minlength=len(potential.species)) / np.maximum(atoms, 1)
+    bonds = np.maximum(bonds, 1e-3 * max(bonds.max(), 1.0))
+    solution = bonds * np.linalg.lstsq(n * bonds / n.sum(1, keepdims=True), np.array(residual), rcond=1e-3)[0]
     return dict(zip(potential.species, map(float, solution)))
 
 

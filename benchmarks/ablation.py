@@ -118,6 +118,7 @@ CHANGES = {
     "nozbl": {"zbl": False},
     "seed1": {"seed": 1},
     "nolimits": {"limits": False},
+    "shift": {"shift": True},
     "energy30to300": {"loss": {"final_energy": 300.0}},
     "basis5": _model(radial={"n_basis": 5}),
     "radial16": _model(radial={"hidden": [16]}),

@@ -14,18 +14,24 @@ from ase_equinn.nn_crowding import Crowding
 from ase_equinn.nn_limits import EnergyLimits
 from ase_equinn.potential import Potential
 
-LIMITS = {"low": [-1.0, -2.0], "high": [5.0, 7.0], "crowding": [1.0, 1.0], "width": 0.1}
+LIMITS = {
+    "low": [-1.0, -2.0],
+    "high": [5.0, 7.0],
+    "alone": [0.5, 2.0],
+    "rho_min": [0.01, 0.02],
+    "rho_max": [9.0, 9.0],
+    "width": 0.1,
+}
 
 
 def limited(x, species=0):
-    """Of atoms of one element, or several, far from all others."""
+    """Of atoms of one element, or several, each with a neighbour that touches it."""
     numbers = torch.full((len(x),), species) if isinstance(species, int) else torch.tensor(species)
-    atoms = Atoms(
-        numbers=[6 if index == 0 else 8 for index in numbers], positions=[[9.0 * k, 0, 0] for k in range(len(x))]
-    )
+    numbers = torch.cat([numbers, torch.tensor([0])])
+    places = [[9.0 * (k // 2) + 1.4 * (k % 2), 0, 0] for k in range(len(numbers))]
+    atoms = Atoms(numbers=[6 if index == 0 else 8 for index in numbers], positions=places)
     graph, vectors = graph_and_vectors(atoms, 4.0)
-    limits = EnergyLimits("model", LIMITS, [6, 8], 4.0).double()
-    return limits(x, graph, vectors, numbers)
+    return EnergyLimits("model", LIMITS, [6, 8], 4.0).double()(torch.cat([x, x[:1]]), graph, vectors, numbers)[:-1]
 
 
 def test_between_the_limits_energies_stay():
@@ -62,7 +68,14 @@ def test_crowded_atoms_have_the_upper_limit(make, tmp_path):
     graph, vectors = graph_and_vectors(atoms, 4.0)
     crowding = Crowding([6, 8], 4.0).double()(graph, vectors, torch.tensor([0, 1, 0, 1]))
     half = [float(crowding[0]) / 1.7, float(crowding[1]) / 1.7]
-    limits = {"low": [-3.0, -4.0], "high": [5.0, 7.0], "crowding": half, "width": 0.1}
+    limits = {
+        "low": [-3.0, -4.0],
+        "high": [5.0, 7.0],
+        "alone": [1.0, -2.0],
+        "rho_min": [0.3, 0.3],
+        "rho_max": half,
+        "width": 0.1,
+    }
     model = make([6, 8], 4.0, irreps_hidden="8x0e+8x1o", avg_num_neighbors=4.0, limits=limits)
     Potential([model]).save(tmp_path / "model")
     calculators = [EquiCalculator(tmp_path / "model", dtype="float64", backend=name) for name in ("auto", "reference")]
@@ -81,12 +94,40 @@ def test_crowded_atoms_have_the_upper_limit(make, tmp_path):
 
 
 @pytest.mark.parametrize("make", [MACE, NequIP])
+def test_atoms_that_lose_their_neighbours_become_atoms_alone(make):
+    torch.manual_seed(0)
+    limits = {
+        "low": [-3.0, -4.0],
+        "high": [5.0, 7.0],
+        "alone": [1.0, -2.0],
+        "rho_min": [0.5, 0.5],
+        "rho_max": [9.0, 9.0],
+        "width": 0.1,
+    }
+    model = make([6, 8], 4.0, irreps_hidden="8x0e+8x1o", avg_num_neighbors=4.0, limits=limits)
+    atoms = Atoms("CO", [[0, 0, 0], [1.4, 0, 0]])
+    atoms.calc = EquiCalculator(Potential([model]), dtype="float64")
+    energies = []
+    for distance in (2.6, 3.2, 3.8, 4.2):
+        atoms.positions[1, 0] = distance
+        energies.append(atoms.get_potential_energies())
+        np.testing.assert_allclose(atoms.get_forces(), calculate_numerical_forces(atoms, eps=1e-5), atol=1e-6)
+    distances = np.abs(np.array(energies) - [1.0, -2.0]).max(1)
+    assert (np.diff(distances) < 0).all() and distances[-1] == 0.0
+
+
+@pytest.mark.parametrize("make", [MACE, NequIP])
 def test_models_keep_within_them_in_every_implementation(make, tmp_path):
     """A crowd of atoms: the network alone leaves the limits, the native program and the reference agree within them."""
     torch.manual_seed(0)
     options = {"irreps_hidden": "8x0e+8x1o", "avg_num_neighbors": 4.0}
     free = make([14], 4.0, **options)
-    bound = make([14], 4.0, limits={"low": [-0.02], "high": [0.05], "crowding": [9.0], "width": 0.004}, **options)
+    bound = make(
+        [14],
+        4.0,
+        limits={"low": [-0.02], "high": [0.05], "alone": [0.0], "rho_min": [0.1], "rho_max": [9.0], "width": 0.004},
+        **options,
+    )
     bound.load_state_dict(free.state_dict())
     atoms = Atoms("Si8", np.random.default_rng(0).uniform(0, 4, (8, 3)), cell=[4, 4, 4], pbc=True)
     energies, forces = {}, {}
@@ -102,13 +143,15 @@ def test_models_keep_within_them_in_every_implementation(make, tmp_path):
     np.testing.assert_allclose(forces["native"], forces["reference"], rtol=0, atol=1e-10)
 
 
-GOOD = {"low": [0.0], "high": [1.0], "crowding": [2.0], "width": 0.1}
+GOOD = {"low": [-1.0], "high": [1.0], "alone": [0.0], "rho_min": [1.0], "rho_max": [2.0], "width": 0.1}
 BAD = {
     "order": GOOD | {"low": [1.0], "high": [0.0]},
     "width": GOOD | {"width": 0.0},
-    "crowding": GOOD | {"crowding": [0.0]},
-    "species": {"low": [0.0, 0.0], "high": [1.0, 1.0], "crowding": [1.0, 1.0], "width": 0.1},
-    "missing": {"low": [0.0], "high": [1.0], "width": 0.1},
+    "alone": GOOD | {"alone": [1.5]},
+    "crowding": GOOD | {"rho_min": [0.0]},
+    "rho": GOOD | {"rho_max": [0.5]},
+    "species": {name: [*value] * 2 if name != "width" else value for name, value in GOOD.items()},
+    "missing": {name: value for name, value in GOOD.items() if name != "rho_min"},
     "unknown": GOOD | {"depth": 1.0},
     "nan": GOOD | {"high": [float("nan")]},
     "list": [0.0, 1.0, 0.1],
@@ -118,7 +161,8 @@ BAD = {
 @pytest.mark.parametrize("limits", BAD.values(), ids=BAD)
 def test_limits_without_meaning_are_named(limits):
     with pytest.raises(
-        ValueError, match="MACE: limits are low < high and a positive crowding of 1 species and a positive width, got"
+        ValueError,
+        match="MACE: limits are low < alone < high and 0 < rho_min < rho_max of 1 species and a positive width, got",
     ):
         MACE([14], 4.0, irreps_hidden="4x0e", limits=limits)
 
@@ -129,7 +173,7 @@ def test_hyperparameters_make_the_same_model(make):
         [1, 8],
         4.0,
         irreps_hidden="8x0e+8x1o",
-        limits={"low": [-1, -2], "high": [3, 4], "crowding": [5, 6], "width": 0.1},
+        limits={name: [*value] * 2 if name != "width" else value for name, value in GOOD.items()},
     )
     assert make(**model.hyperparameters).hyperparameters == model.hyperparameters
     assert make([1, 8], 4.0, irreps_hidden="8x0e+8x1o").hyperparameters["limits"] is None

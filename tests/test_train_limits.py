@@ -29,7 +29,9 @@ def _samples(cutoff=4.0):
 def _potential(**options):
     torch.manual_seed(0)
     network = MACE([1, 6, 8], 4.0, irreps_hidden="8x0e+8x1o", avg_num_neighbors=4.0, **options).double()
-    return Potential([network], reference_energies={1: -1.0, 6: -2.0, 8: -3.0}, scale=2.0)
+    return Potential(
+        [network], reference_energies={1: -1.0, 6: -2.0, 8: -3.0}, scale=2.0, shift={1: -1.5, 6: -3.5, 8: 1.0}
+    )
 
 
 def _nodes(potential, samples):
@@ -45,25 +47,28 @@ def test_training_energies_stay_and_limits_are_those_of_each_element():
     energies, crowding, species = _nodes(potential, samples)
     for index in range(3):
         own = 2.0 * energies[species == index].numpy()
-        assert limits.low[index] * 2.0 == pytest.approx(min(0.0, own.min()) - MARGIN_BELOW)
-        assert limits.crowding[index] == pytest.approx(crowding[species == index].max())
-        assert limits.high[index] * 2.0 == pytest.approx(max(0.0, own.max()) + MARGIN_ABOVE)
+        assert limits.alone[index] * 2.0 == -potential.shift[potential.species[index]]
+        assert limits.low[index] * 2.0 == pytest.approx(min(0.0, limits.alone[index] * 2.0, own.min()) - MARGIN_BELOW)
+        assert limits.rho_max[index] == pytest.approx(crowding[species == index].max())
+        assert limits.rho_min[index] == pytest.approx(crowding[species == index].min())
+        assert limits.high[index] * 2.0 == pytest.approx(max(0.0, limits.alone[index] * 2.0, own.max()) + MARGIN_ABOVE)
     assert potential.models[0].limits.limits is None  # unchanged
     assert bounded.reference_energies == potential.reference_energies and bounded.dtype == torch.float64
 
 
-def test_an_atom_alone_keeps_its_energy():
-    bounded = within_limits(load_config(CONFIG), _potential(), _samples())
-    alone = prepare([Frame(molecule("H"), None, None, None, "default")], [4.0], (1, 6, 8))
-    energies = _nodes(bounded, alone)[0]
-    assert abs(float(energies)) < 1e-6
+def test_an_atom_alone_has_the_reference_energy():
+    potential = _potential()
+    assert potential.isolated_energy(6) == pytest.approx(-2.0 - 3.5)
+    bounded = within_limits(load_config(CONFIG), potential, _samples())
+    for z, energy in potential.reference_energies.items():
+        assert bounded.isolated_energy(z) == pytest.approx(energy, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     "config",
     [
         {"limits": False},
-        {"model": {"name": "mace", "limits": {"low": [-1.0], "high": [1.0], "crowding": [1.0], "width": 0.1}}},
+        {"model": {"name": "mace", "limits": {"low": [-1.0]}}},
     ],
 )
 def test_a_config_may_want_none_or_its_own(config):
