@@ -162,8 +162,8 @@ class TrainConfig(_Section):
 
     `reference_energies`: eV per isolated atom by symbol; species that are left out come from isolated-atom frames
     (one atom without periodicity, or config_type IsolatedAtom) or else from least squares.
-    `shift`: per-species energies centre the untrained network on the data. Without it (false) an isolated atom has the
-    reference energy (in a MACE): the way for molecules whose bonds shall break at the right cost.
+    `shift`: per-species energies centre the untrained network on the data, which learns the better for it. With `limits`
+    atoms that lose their neighbours lose it; without either (false) the network has to learn all of the binding energy.
     `zbl`: the Ziegler-Biersack-Littmark repulsion acts where the distances of the training set end, see
     train_terms, and the network learns what remains: atoms that collide repel, where data say nothing.
     `limits`: node energies of the trained potential stay within what they are in the training set and a margin
