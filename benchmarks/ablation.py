@@ -232,8 +232,8 @@ def plot(folder: Path, path: Path) -> None:
 
     found = rows(folder)
     kinds = sorted({row["name"].split("-")[0] for row in found})
-    figure, panels = plt.subplots(1, len(kinds), figsize=(6.5 * len(kinds), 5), squeeze=False)
-    for axis, kind in zip(panels[0], kinds):
+    figure, panels = plt.subplots(-(-len(kinds) // 2), 2, figsize=(13, 5 * -(-len(kinds) // 2)), squeeze=False)
+    for axis, kind in zip(panels.flat, kinds):
         points = sorted(
             (r["us_per_atom"], r["valid"]["force_mae"], r["name"]) for r in found if r["name"].startswith(kind)
         )
