@@ -21,6 +21,7 @@ from ase_equinn.ops.symbols import Trace, Untraceable
 from ase_equinn.programs import Programs
 
 CUTOFF = 4.0
+LIMITS = {"low": -1.0, "high": 1.0, "alone": 0.1, "rho_min": 2.0, "rho_max": 3.0}
 MODELS = {
     "schnet": lambda species: SchNet(species, CUTOFF, 10.0, n_channels=24),
     "nequip": lambda species: NequIP(species, CUTOFF, 10.0, irreps_hidden="16x0e+8x1o"),
@@ -31,6 +32,10 @@ MODELS = {
     "mace, residual density, agnesi": lambda species: MACE(
         species, CUTOFF, 10.0, irreps_hidden="8x0e+8x1o", interactions=["residual density"],
         radial={"transform": "agnesi", "n_knots": 64},
+    ),
+    "mace, limits": lambda species: MACE(
+        species, CUTOFF, 10.0, irreps_hidden="8x0e+8x1o",
+        limits={name: [value] * len(species) for name, value in LIMITS.items()} | {"width": 0.3},
     ),
     "mace, three layers": lambda species: MACE(
         species, CUTOFF, 10.0, n_layers=3, irreps_hidden="4x0e+4x1o+4x2e", lmax=2, correlation=2,
