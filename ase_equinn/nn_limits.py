@@ -29,7 +29,7 @@ STEEPNESS = SHARPNESS / (MIDDLE - 1.0)
 
 
 class Limits(NamedTuple):
-    """A number per species in ascending order of the atomic number: low < alone < high, 0 < rho_min < rho_max; width w > 0.
+    """A number per species in ascending order of the atomic number: low < alone < high, 0 < rho_min <= rho_max; width w > 0.
 
     Energies in the units of the network's output (Potential multiplies by its scale).
     """
@@ -68,9 +68,9 @@ class EnergyLimits(nn.Module):
     @property
     def hyperparameters(self) -> dict | None:
         """The argument `limits` that makes the same."""
-        return (
-            None if self.limits is None else {k: [*v] if k != "width" else v for k, v in self.limits._asdict().items()}
-        )
+        if self.limits is None:
+            return None
+        return {**{name: [*rows] for name, rows in zip(Limits._fields, self.limits[:-1])}, "width": self.limits.width}
 
     def forward(self, energy: Tensor | Value, graph: Graph, vectors: Tensor, species: Tensor) -> Tensor | Value:
         """The node energies (n_atoms,), limited; vectors (n_edges, 3) in A, species (n_atoms,) indices."""
@@ -97,12 +97,12 @@ def _checked(name: str, limits: dict, n_species: int) -> Limits:
         usable = len(limits) == len(Limits._fields) and all(len(side) == n_species for side in sides.values())
         usable = usable and all(map(math.isfinite, (*sum(sides.values(), ()), found.width))) and found.width > 0
         rows = zip(*sides.values())
-        usable = usable and all(low < alone < high and 0 < few < many for low, high, alone, few, many in rows)
+        usable = usable and all(low < alone < high and 0 < few <= many for low, high, alone, few, many in rows)
     except (AttributeError, KeyError, TypeError, ValueError):
         usable = False
     if not usable:
         raise ValueError(
-            f"{name}: limits are low < alone < high and 0 < rho_min < rho_max of {n_species} species and a positive width, "
+            f"{name}: limits are low < alone < high and 0 < rho_min <= rho_max of {n_species} species and a positive width, "
             f"got {limits!r}"
         )
     return found

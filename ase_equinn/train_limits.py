@@ -41,7 +41,7 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
         limits["high"].append((own.max().item() + MARGIN_ABOVE) / scale)
         limits["alone"].append(alone / scale)
         limits["rho_min"].append(min(rho, default=LEAST_CROWDING))
-        limits["rho_max"].append(max(rho, default=2.0 * LEAST_CROWDING))
+        limits["rho_max"].append(max(rho, default=LEAST_CROWDING))
     bounded = type(network)(**network.hyperparameters | {"limits": limits})
     bounded = bounded.to(device=potential.device, dtype=potential.dtype)
     bounded.load_state_dict(network.state_dict())

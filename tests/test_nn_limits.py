@@ -162,7 +162,7 @@ BAD = {
 def test_limits_without_meaning_are_named(limits):
     with pytest.raises(
         ValueError,
-        match="MACE: limits are low < alone < high and 0 < rho_min < rho_max of 1 species and a positive width, got",
+        match="MACE: limits are low < alone < high and 0 < rho_min <= rho_max of 1 species and a positive width, got",
     ):
         MACE([14], 4.0, irreps_hidden="4x0e", limits=limits)
 

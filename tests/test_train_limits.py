@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ase.build import molecule
+from ase.build import bulk, molecule
 
 from ase_equinn import train_limits
 from ase_equinn.data_batches import prepare
@@ -79,3 +79,11 @@ def test_a_config_may_want_none_or_its_own(config):
 def test_a_model_without_limits_stays_as_it_is():
     potential = Potential([SchNet([1, 6, 8], 4.0)])
     assert within_limits(load_config(CONFIG), potential, _samples()) is potential
+
+
+def test_a_training_set_of_one_perfect_crystal_has_limits():
+    atoms = bulk("Cu", cubic=True)
+    samples = prepare([Frame(atoms, None, None, None, "default")], [4.0])
+    network = MACE([29], 4.0, irreps_hidden="8x0e", avg_num_neighbors=18.0).double()
+    bounded = within_limits(load_config(CONFIG), Potential([network]), samples)
+    assert bounded.models[0].limits.limits.rho_min == bounded.models[0].limits.limits.rho_max
