@@ -1,4 +1,4 @@
-"""How crowded the surroundings of an atom are: a sum over its neighbours that grows steeply as they come near."""
+"""How crowded the surroundings of an atom are: sums over its neighbours that grow steeply as they come near."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from .ops.tabulate import Tabulator, Taylor
 from .radial import polynomial_envelope
 from .radial_transforms import covalent_radius
 
-STEEPNESS = 6.0  # so that many neighbours at usual distances count as much as one too near
-_SCALAR = Irreps("1x0e")
+STEEPNESS = (6.0, 12.0)  # in the first sum many neighbours at usual distances count, in the second one that is too near
+_SUMS = Irreps("2x0e")
 
 
 class Crowding(nn.Module):
-    """rho_i = sum_j exp(-6 (r_ij / (R_i + R_j) - 1)) envelope(r_ij), R the covalent radii: about the number of touching atoms.
+    """rho_i = sum_j exp(-k (r_ij / (R_i + R_j) - 1)) envelope(r_ij), k = 6 and 12, R the covalent radii.
+
+    Both are about the number of atoms that touch this one.
 
     Args:
         species: atomic numbers, ascending.
@@ -33,24 +35,26 @@ class Crowding(nn.Module):
     def __init__(self, species: Sequence[int], cutoff: float):
         super().__init__()
         self.species, self.cutoff, self.backend = tuple(species), float(cutoff), "auto"
-        self.paths = ConvPaths(_SCALAR, 0, _SCALAR)
-        self.register_buffer("one", torch.ones(len(self.species), 1, 1), persistent=False)
+        self.paths = ConvPaths(_SUMS, 0, _SUMS)
+        self.register_buffer("one", torch.ones(len(self.species), 1, 2), persistent=False)
         self._tabulators: dict[tuple[int, int], Tabulator] = {}
 
-    def forward(self, graph: Graph, vectors: Tensor, species: Tensor) -> Tensor:
-        """rho (n_atoms,); vectors (n_edges, 3) in A, species (n_atoms,) indices."""
+    def forward(self, graph: Graph, vectors: Tensor, species: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sums, (n_atoms,); vectors (n_edges, 3) in A, species (n_atoms,) indices."""
         lengths, sh = vectors.norm(dim=1), spherical_harmonics(0, vectors)
         pairs = find_pairs(len(self.species) > 1, graph, species, self.species)
         tables = [self._tabulator(pair)(_as_it_is, [self.one], lengths) for pair in pairs.species]
         ones = [self.one.index_select(0, species)]
         (found,) = conv(self.paths, ones, lengths, sh, joined(pairs, tables), graph, self.backend)
-        return found.flatten()
+        return found[:, :, 0:1].flatten(), found[:, :, 1:2].flatten()
 
     def exact(self, pair: tuple[int, int], lengths: Tensor) -> Tensor:
-        """The function of one pair of species, (E,) A -> (E, 1)."""
-        touching = sum(covalent_radius(self.species[index]) for index in pair)
-        value = torch.exp(-STEEPNESS * (lengths / touching - 1.0)) * polynomial_envelope(lengths, self.cutoff, 5)
-        return value[:, None]
+        """The functions of one pair of species, (E,) A -> (E, 2)."""
+        touching, envelope = (
+            sum(covalent_radius(self.species[z]) for z in pair),
+            polynomial_envelope(lengths, self.cutoff, 5),
+        )
+        return torch.stack([torch.exp(-k * (lengths / touching - 1.0)) * envelope for k in STEEPNESS], dim=1)
 
     def _tabulator(self, pair: tuple[int, int]) -> Tabulator:
         if pair not in self._tabulators:

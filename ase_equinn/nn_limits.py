@@ -2,12 +2,12 @@
 
     E -> low + w softplus((E - low) / w),    E -> high - w softplus((high - E) / w)
     E -> alone + f (E - alone),              f = tanh(8 rho / rho_min)
-    E -> high + f (E - high),                f = (1 - tanh(8 (rho / rho_max - 1.7) / 0.7)) / 2
+    E -> high + f (E - high),                f = (1 - tanh(8 (rho / rho_max - 1.7) / 0.7)) / 2, and near for rho
 
 Between the limits, some w away from them, E stays itself up to w exp(-distance / w); beyond them energies level off and
-forces fade, so that a repulsive term decides. rho (nn_crowding) is about the number of atoms that touch this one. Where that is more
-than rho_max, between 1.5 and 1.9 times as much, the energy goes over to the upper limit; where it is less than rho_min,
-below a third of it, to that of an atom alone. train_limits takes all of them from the training set.
+forces fade, so that a repulsive term decides. rho and near, the two sums of nn_crowding, are about the number of atoms that touch this
+one. Where one is more than rho_max or near_max, between 1.5 and 1.9 times as much, the energy goes over to the upper limit;
+where rho is less than rho_min, below a third of it, to that of an atom alone. train_limits takes all of them from the training set.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Limits(NamedTuple):
     alone: Sequence[float]
     rho_min: Sequence[float]
     rho_max: Sequence[float]
+    near_max: Sequence[float]
     width: float
 
 
@@ -83,11 +84,15 @@ class EnergyLimits(nn.Module):
         width, alone, high = self.limits.width, of_atoms(self.alone), of_atoms(self.high)
         above = _softplus(energy + of_atoms(-self.low), width) + of_atoms(self.low)
         within = _softplus(above * -1.0 + high, width) * -1.0 + high
-        rho = self.crowding(graph, vectors, species)
+        rho, near = self.crowding(graph, vectors, species)
         bound = torch.tanh(rho * of_atoms(SHARPNESS / self.rho_min))
-        free = torch.tanh(rho * of_atoms(STEEPNESS / self.rho_max) + -STEEPNESS * MIDDLE) * -0.5 + 0.5
+        free = _gate(rho * of_atoms(STEEPNESS / self.rho_max)) * _gate(near * of_atoms(STEEPNESS / self.near_max))
         bonded = (within + of_atoms(-self.alone)) * bound + alone
         return (bonded + of_atoms(-self.high)) * free + high
+
+
+def _gate(x: Tensor | Value) -> Tensor | Value:
+    return torch.tanh(x + -STEEPNESS * MIDDLE) * -0.5 + 0.5
 
 
 def _checked(name: str, limits: dict, n_species: int) -> Limits:
@@ -97,13 +102,13 @@ def _checked(name: str, limits: dict, n_species: int) -> Limits:
         usable = len(limits) == len(Limits._fields) and all(len(side) == n_species for side in sides.values())
         usable = usable and all(map(math.isfinite, (*sum(sides.values(), ()), found.width))) and found.width > 0
         rows = zip(*sides.values())
-        usable = usable and all(low < alone < high and 0 < few <= many for low, high, alone, few, many in rows)
+        usable = usable and all(a < z < b and 0 < few <= many and near > 0 for a, b, z, few, many, near in rows)
     except (AttributeError, KeyError, TypeError, ValueError):
         usable = False
     if not usable:
         raise ValueError(
-            f"{name}: limits are low < alone < high and 0 < rho_min <= rho_max of {n_species} species and a positive width, "
-            f"got {limits!r}"
+            f"{name}: limits are low < alone < high, 0 < rho_min <= rho_max and near_max > 0 of {n_species} species and a "
+            f"positive width, got {limits!r}"
         )
     return found
 

@@ -10,6 +10,7 @@ import torch
 from .data_batches import Batch
 from .graph import edge_vectors
 from .nn_crowding import Crowding
+from .nn_limits import Limits
 from .potential import Potential
 from .train_config import TrainConfig
 
@@ -31,8 +32,8 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
     if not (config.limits and known and samples and (config.model.model_extra or {}).get("limits") is None):
         return potential
     scale = potential.scale[0]
-    energies, crowding, species = _of_nodes(network, potential, samples)
-    limits = {"low": [], "high": [], "alone": [], "rho_min": [], "rho_max": [], "width": LIMIT_WIDTH / scale}
+    energies, crowding, near, species = _of_nodes(network, potential, samples)
+    limits = {name: [] for name in Limits._fields[:-1]} | {"width": LIMIT_WIDTH / scale}
     for index, number in enumerate(potential.species):
         alone = -potential.shift[number]  # then the whole is the reference energy
         own = torch.cat([energies[species == index] * scale, torch.tensor([0.0, alone], dtype=torch.float64)])
@@ -42,6 +43,7 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
         limits["alone"].append(alone / scale)
         limits["rho_min"].append(min(rho, default=LEAST_CROWDING))
         limits["rho_max"].append(max(rho, default=LEAST_CROWDING))
+        limits["near_max"].append(max([LEAST_CROWDING, *near[species == index].tolist()]))
     bounded = type(network)(**network.hyperparameters | {"limits": limits})
     bounded = bounded.to(device=potential.device, dtype=potential.dtype)
     bounded.load_state_dict(network.state_dict())
@@ -56,7 +58,7 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
 
 @torch.no_grad()
 def _of_nodes(network: torch.nn.Module, potential: Potential, samples: Sequence[Batch]) -> tuple[torch.Tensor, ...]:
-    """The network's output, the crowding and the index of the element for every atom of the samples."""
+    """The network's output, both sums of its crowding and the index of the element for every atom of the samples."""
     crowding, rows = Crowding(network.species, network.cutoff).double().to(potential.device), []
     for sample in samples:
         sample = sample.to(potential.device)
@@ -64,5 +66,6 @@ def _of_nodes(network: torch.nn.Module, potential: Potential, samples: Sequence[
         vectors = edge_vectors(graph, sample.positions)
         species = network.index(graph.numbers)
         energies = network(graph, vectors.to(potential.dtype)).double()
-        rows.append((energies.cpu(), crowding(graph, vectors, species).double().cpu(), species.cpu()))
+        rho, near = (sums.cpu() for sums in crowding(graph, vectors, species))
+        rows.append((energies.cpu(), rho, near, species.cpu()))
     return tuple(torch.cat(column) for column in zip(*rows))

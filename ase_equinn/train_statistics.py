@@ -130,7 +130,7 @@ def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batc
         sample = samples[i].to(potential.device)
         graph = sample.graphs[0]
         species = torch.searchsorted(torch.tensor(potential.species, device=potential.device), graph.numbers)
-        crowding += touching(graph, edge_vectors(graph, sample.positions), species).tolist()
+        crowding += touching(graph, edge_vectors(graph, sample.positions), species)[0].tolist()
         numbers += species.tolist()
         energy = float(energy_only(potential, sample.graphs, sample.positions).sum())
         residual.append((frames[i].energy - energy) / len(frames[i].atoms))

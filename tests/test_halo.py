@@ -16,7 +16,7 @@ from ase_equinn.potential import ARCHITECTURES
 from ase_equinn.programs import Programs
 from ase_equinn.terms.zbl import ZBL
 
-LIMITS = {"low": [-2, -2], "high": [2, 2], "alone": [0, 0.1], "rho_min": [4, 4], "rho_max": [5, 5], "width": 0.5}
+LIMITS = {"low": [-2, -2], "high": [2, 2], "alone": [0, 0.1], "rho_min": [4, 4], "rho_max": [5, 5], "near_max": [3, 3], "width": 0.5}
 MODELS = {
     "schnet": lambda: SchNet((8, 14), 3.0, 8.0, n_channels=8, n_layers=3),
     "tfn": lambda: TFN((8, 14), 3.0, 8.0, irreps_hidden="4x0e+4x1o", lmax=1, n_layers=2, radial_width=8),

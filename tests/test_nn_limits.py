@@ -20,6 +20,7 @@ LIMITS = {
     "alone": [0.5, 2.0],
     "rho_min": [0.01, 0.02],
     "rho_max": [9.0, 9.0],
+    "near_max": [9.0, 9.0],
     "width": 0.1,
 }
 
@@ -60,22 +61,24 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda x: limited(x), x)
 
 
+@pytest.mark.parametrize("gate", ["rho_max", "near_max"])
 @pytest.mark.parametrize("make", [MACE, NequIP])
-def test_crowded_atoms_have_the_upper_limit(make, tmp_path):
+def test_crowded_atoms_have_the_upper_limit(make, gate, tmp_path):
     """Two elements; programs and the reference agree where the gate is half open, forces with finite differences."""
     torch.manual_seed(0)
     atoms = Atoms("COCO", [[0, 0, 0], [1.4, 0, 0.1], [0, 1.45, 0.2], [0.1, 0.3, 1.5]])
     graph, vectors = graph_and_vectors(atoms, 4.0)
-    crowding = Crowding([6, 8], 4.0).double()(graph, vectors, torch.tensor([0, 1, 0, 1]))
+    crowding = Crowding([6, 8], 4.0).double()(graph, vectors, torch.tensor([0, 1, 0, 1]))[gate == "near_max"]
     half = [float(crowding[0]) / 1.7, float(crowding[1]) / 1.7]
     limits = {
         "low": [-3.0, -4.0],
         "high": [5.0, 7.0],
         "alone": [1.0, -2.0],
         "rho_min": [0.3, 0.3],
-        "rho_max": half,
+        "rho_max": [99.0, 99.0],
+        "near_max": [99.0, 99.0],
         "width": 0.1,
-    }
+    } | {gate: half}
     model = make([6, 8], 4.0, irreps_hidden="8x0e+8x1o", avg_num_neighbors=4.0, limits=limits)
     Potential([model]).save(tmp_path / "model")
     calculators = [EquiCalculator(tmp_path / "model", dtype="float64", backend=name) for name in ("auto", "reference")]
@@ -102,6 +105,7 @@ def test_atoms_that_lose_their_neighbours_become_atoms_alone(make):
         "alone": [1.0, -2.0],
         "rho_min": [0.5, 0.5],
         "rho_max": [9.0, 9.0],
+        "near_max": [9.0, 9.0],
         "width": 0.1,
     }
     model = make([6, 8], 4.0, irreps_hidden="8x0e+8x1o", avg_num_neighbors=4.0, limits=limits)
@@ -125,7 +129,15 @@ def test_models_keep_within_them_in_every_implementation(make, tmp_path):
     bound = make(
         [14],
         4.0,
-        limits={"low": [-0.02], "high": [0.05], "alone": [0.0], "rho_min": [0.1], "rho_max": [9.0], "width": 0.004},
+        limits={
+            "low": [-0.02],
+            "high": [0.05],
+            "alone": [0.0],
+            "rho_min": [0.1],
+            "rho_max": [9.0],
+            "near_max": [9.0],
+            "width": 0.004,
+        },
         **options,
     )
     bound.load_state_dict(free.state_dict())
@@ -143,13 +155,21 @@ def test_models_keep_within_them_in_every_implementation(make, tmp_path):
     np.testing.assert_allclose(forces["native"], forces["reference"], rtol=0, atol=1e-10)
 
 
-GOOD = {"low": [-1.0], "high": [1.0], "alone": [0.0], "rho_min": [1.0], "rho_max": [2.0], "width": 0.1}
+GOOD = {
+    "low": [-1.0],
+    "high": [1.0],
+    "alone": [0.0],
+    "rho_min": [1.0],
+    "rho_max": [2.0],
+    "near_max": [2.0],
+    "width": 0.1,
+}
 BAD = {
     "order": GOOD | {"low": [1.0], "high": [0.0]},
     "width": GOOD | {"width": 0.0},
     "alone": GOOD | {"alone": [1.5]},
     "crowding": GOOD | {"rho_min": [0.0]},
-    "rho": GOOD | {"rho_max": [0.5]},
+    "rho": GOOD | {"rho_max": [0.5], "near_max": [0.5]},
     "species": {name: [*value] * 2 if name != "width" else value for name, value in GOOD.items()},
     "missing": {name: value for name, value in GOOD.items() if name != "rho_min"},
     "unknown": GOOD | {"depth": 1.0},
@@ -162,7 +182,7 @@ BAD = {
 def test_limits_without_meaning_are_named(limits):
     with pytest.raises(
         ValueError,
-        match="MACE: limits are low < alone < high and 0 < rho_min <= rho_max of 1 species and a positive width, got",
+        match="MACE: limits are low < alone < high, 0 < rho_min <= rho_max and near_max > 0 of 1 species and a positive width, got",
     ):
         MACE([14], 4.0, irreps_hidden="4x0e", limits=limits)
 

@@ -21,7 +21,7 @@ from ase_equinn.ops.symbols import Trace, Untraceable
 from ase_equinn.programs import Programs
 
 CUTOFF = 4.0
-LIMITS = {"low": -1.0, "high": 1.0, "alone": 0.1, "rho_min": 2.0, "rho_max": 3.0}
+LIMITS = {"low": -1.0, "high": 1.0, "alone": 0.1, "rho_min": 1.0, "rho_max": 6.0, "near_max": 9.0}
 MODELS = {
     "schnet": lambda species: SchNet(species, CUTOFF, 10.0, n_channels=24),
     "nequip": lambda species: NequIP(species, CUTOFF, 10.0, irreps_hidden="16x0e+8x1o"),

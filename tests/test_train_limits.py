@@ -44,12 +44,13 @@ def test_training_energies_stay_and_limits_are_those_of_each_element():
     limits = bounded.models[0].limits.limits
     for old, new in zip(*(_nodes(p, samples) for p in (potential, bounded))):
         np.testing.assert_allclose(new, old, atol=2e-6)
-    energies, crowding, species = _nodes(potential, samples)
+    energies, crowding, near, species = _nodes(potential, samples)
     for index in range(3):
         own = 2.0 * energies[species == index].numpy()
         assert limits.alone[index] * 2.0 == -potential.shift[potential.species[index]]
         assert limits.low[index] * 2.0 == pytest.approx(min(0.0, limits.alone[index] * 2.0, own.min()) - MARGIN_BELOW)
         assert limits.rho_max[index] == pytest.approx(crowding[species == index].max())
+        assert limits.near_max[index] == pytest.approx(near[species == index].max())
         assert limits.rho_min[index] == pytest.approx(crowding[species == index].min())
         assert limits.high[index] * 2.0 == pytest.approx(max(0.0, limits.alone[index] * 2.0, own.max()) + MARGIN_ABOVE)
     assert potential.models[0].limits.limits is None  # unchanged
