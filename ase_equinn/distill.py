@@ -14,18 +14,24 @@ from typing import Sequence
 
 import numpy as np
 from ase import Atoms
+from ase.neighborlist import neighbor_list
 
 from .data import Frame, read_frames, write_frames
 from .evaluate_batches import evaluate
 from .potential import Potential
+from .radial_transforms import covalent_radius
 
 CONFIG_TYPE = "distilled"
+NEAREST = 0.9  # of the least distance in the structures
 
 
 def neighbourhood(
     structures: Sequence[Atoms], copies: int = 4, rattle: float = 0.1, strain: float = 0.02, seed: int = 0
 ) -> list[Atoms]:
     """`copies` of each structure, moved at random: every copy by its own amount, up to `rattle` and `strain`.
+
+    No copy has atoms nearer, in units of their covalent radii, than 0.9 of the nearest in all structures: there a committee knows
+    as little as its members. Such a copy is moved half as far, and again.
 
     Args:
         structures: left unchanged; single atoms give no copies.
@@ -44,15 +50,32 @@ def neighbourhood(
         if not (np.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number, 0 or more, got {value}")
     random, found = np.random.default_rng(seed), []
+    least = NEAREST * min(map(_nearest, structures), default=0.0)
     for atoms in structures:
         for _ in range(copies if len(atoms) > 1 else 0):
-            amount, copy = random.uniform(), atoms.copy()
-            if copy.pbc.all():
-                e = random.normal(scale=strain * amount, size=(3, 3)) if strain else np.zeros((3, 3))
-                copy.set_cell(copy.cell.array @ (np.eye(3) + (e + e.T) / 2), scale_atoms=True)
-            copy.positions += random.normal(size=copy.positions.shape) * rattle * amount
+            amount, e = random.uniform(), random.normal(scale=strain, size=(3, 3))
+            strains = (e + e.T) / 2 if atoms.pbc.all() else np.zeros((3, 3))
+            displacements = rattle * random.normal(size=atoms.positions.shape)
+            copy = _moved(atoms, amount * strains, amount * displacements)
+            while _nearest(copy) < least:
+                amount *= 0.5
+                copy = _moved(atoms, amount * strains, amount * displacements)
             found.append(copy)
     return found
+
+
+def _moved(atoms: Atoms, strains: np.ndarray, displacements: np.ndarray) -> Atoms:
+    copy = atoms.copy()
+    copy.set_cell(copy.cell.array @ (np.eye(3) + strains), scale_atoms=True)
+    copy.positions += displacements
+    return copy
+
+
+def _nearest(atoms: Atoms) -> float:
+    """The least distance of two atoms in units of the sum of their covalent radii; inf for those beyond it."""
+    radii = np.array([covalent_radius(z) for z in atoms.numbers])
+    i, j, distances = neighbor_list("ijd", atoms, [*radii])
+    return float((distances / (radii[i] + radii[j])).min(initial=np.inf))
 
 
 def distill(

@@ -14,6 +14,7 @@ from ase_equinn import EquiCalculator, Potential
 from ase_equinn.cli import app
 from ase_equinn.data import read_frames
 from ase_equinn.distill import distill, neighbourhood
+from ase_equinn.radial_transforms import covalent_radius
 
 SCALES = (1.0, 1.2, 1.7)
 
@@ -48,15 +49,31 @@ def test_labels_are_the_committees_mean(members):
 def test_copies_move_by_up_to_the_amounts_asked_for():
     crystal = copper(1)[0] * (3, 3, 3)
     before = crystal.copy()
-    found = neighbourhood([crystal], copies=40, rattle=0.05, strain=0.0)
+    found = neighbourhood([crystal], copies=40, rattle=0.02, strain=0.0)
     moved = np.array([np.std(copy.positions - crystal.positions) for copy in found])
-    assert len(found) == 40 and moved.max() < 0.055 and moved.min() < 0.02 and np.ptp(moved) > 0.03
+    assert len(found) == 40 and moved.max() < 0.022 and moved.min() < 0.008 and np.ptp(moved) > 0.012
     strained = neighbourhood([crystal], copies=40, rattle=0.0, strain=0.03)
     for copy in strained:
         np.testing.assert_allclose(copy.get_scaled_positions(), crystal.get_scaled_positions(), atol=1e-9)
     lengths = [copy.cell.lengths() / crystal.cell.lengths() - 1 for copy in strained]
     assert 0.01 < np.abs(lengths).max() < 0.15
     assert crystal == before
+
+
+def test_no_copy_has_atoms_much_nearer_than_the_structures():
+    structures = [molecule("CH3CH2OH"), molecule("H2O")]
+    rattled = neighbourhood(structures, copies=30, rattle=0.3)
+
+    def nearest(atoms):
+        radii = np.array([covalent_radius(z) for z in atoms.numbers])
+        ratios = atoms.get_all_distances() / (radii[:, None] + radii)
+        return ratios[~np.eye(len(atoms), dtype=bool)].min()
+
+    assert min(map(nearest, rattled)) > 0.9 * min(map(nearest, structures)) - 1e-9
+    assert any(
+        np.abs(a.positions - b.positions).max() > 0.1
+        for a, b in zip(rattled, [s for s in structures for _ in range(30)])
+    )
 
 
 def test_the_same_seed_gives_the_same_and_another_does_not():
