@@ -17,7 +17,7 @@ from ase_equinn.models.mace import MACE
 from ase_equinn.models.nequip import NequIP
 from ase_equinn.models.schnet import SchNet
 from ase_equinn.nn import Linear, SpeciesIndex
-from ase_equinn.nn_radial import RadialOptions, find_pairs
+from ase_equinn.nn_pairs import find_pairs
 from ase_equinn.ops import conv_triton, product_triton
 from ase_equinn.potential import Potential
 from ase_equinn.terms.zbl import ZBL
@@ -211,21 +211,21 @@ def test_linear_maps_by_species_without_counting_atoms(most, monkeypatch):
 def test_what_elements_are_present_is_asked_once(monkeypatch):
     """While the numbers are the same tensor with the same values: a recording must not wait for the device."""
     graph, _ = graph_and_vectors(structure(), 4.0)
-    options, index = RadialOptions(transform="agnesi"), SpeciesIndex((1, 8, 14))
-    first = find_pairs(options, graph, index(graph.numbers), (1, 8, 14))
+    index = SpeciesIndex((1, 8, 14))
+    first = find_pairs(True, graph, index(graph.numbers), (1, 8, 14))
     assert set(first.species) == {(1, 1), (1, 2), (2, 2)}
     ends = index(graph.numbers)[graph.edge_index].sort(0).values.T.tolist()
     assert [first.species[k] for k in first.edge] == [tuple(pair) for pair in ends]
     with monkeypatch.context() as context:
         context.setattr(torch, "unique", None)
-        again = find_pairs(options, graph, index(graph.numbers), (1, 8, 14))
+        again = find_pairs(True, graph, index(graph.numbers), (1, 8, 14))
     assert again.species == first.species and torch.equal(again.edge, first.edge)
     graph.numbers[0] = 1
-    assert len(find_pairs(options, graph, index(graph.numbers), (1, 8, 14)).species) == 6
-    assert len(find_pairs(options, graph, graph.numbers // 7, (7, 8, 14)).species) == 6
+    assert len(find_pairs(True, graph, index(graph.numbers), (1, 8, 14)).species) == 6
+    assert len(find_pairs(True, graph, graph.numbers // 7, (7, 8, 14)).species) == 6
     with torch.inference_mode():
         numbers = graph.numbers.clone()
-        assert len(find_pairs(options, graph._replace(numbers=numbers), index(numbers), (1, 8, 14)).species) == 6
+        assert len(find_pairs(True, graph._replace(numbers=numbers), index(numbers), (1, 8, 14)).species) == 6
 
 
 class Watch(TorchDispatchMode):

@@ -8,7 +8,7 @@ from contract_structures import batch, crystal, deviation
 from ase_equinn.derivatives import derivatives
 from ase_equinn.graph import edge_vectors
 from ase_equinn.models.mace import INTERACTIONS, MACE
-from ase_equinn.nn_radial import Pairs
+from ase_equinn.nn_pairs import Pairs
 from ase_equinn.potential import Potential
 
 

@@ -18,7 +18,7 @@ from ase_equinn.graph import from_atoms
 from ase_equinn.mace_file import read_torch_file
 from ase_equinn.mace_import import _potential, import_mace
 from ase_equinn.mace_objects import Bag, Global
-from ase_equinn.nn_radial import Pairs
+from ase_equinn.nn_pairs import Pairs
 from ase_equinn.potential import Potential
 
 FIXTURES = Path(__file__).parent / "data" / "mace"
