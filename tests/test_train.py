@@ -400,3 +400,17 @@ def test_a_pressure_that_energies_do_not_have_is_found(tmp_path):
     result = train(settings, quiet=True)
     assert result.potential.metadata["training"]["stress_offset"] == pytest.approx(0.02, abs=0.006)
     assert "GPa, as a stress" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_limits_come_from_labelled_structures(data, tmp_path):
+    """Not from those that a committee labelled, which may crowd more."""
+    crowded = copper(4, seed=5)
+    for atoms in crowded:
+        atoms.set_cell(0.8 * atoms.cell, scale_atoms=True)
+        atoms.info["config_type"] = "distilled"
+    model = {"name": "mace", "cutoff": 4.0, "irreps_hidden": "8x0e", "lmax": 1, "correlation": 1, "n_layers": 1}
+    found = {}
+    for name, files in (("alone", [data["train"]]), ("both", [data["train"], save(tmp_path / "more.xyz", crowded)])):
+        settings = config(data, tmp_path / name, epochs=1, data={"train": files}, model=model)
+        found[name] = train(settings, quiet=True).potential.models[0].limits.limits
+    assert found["alone"].rho_max == found["both"].rho_max and found["alone"].near_max == found["both"].near_max
