@@ -28,7 +28,7 @@ NEAREST = 0.9  # of the least distance in the structures
 def neighbourhood(
     structures: Sequence[Atoms], copies: int = 4, rattle: float = 0.1, strain: float = 0.02, seed: int = 0
 ) -> list[Atoms]:
-    """`copies` of each structure, moved at random: every copy by its own amount, up to `rattle` and `strain`.
+    """`copies` of each structure, bare of all else, moved at random: every copy by its own amount, up to `rattle` and `strain`.
 
     No copy has atoms nearer, in units of their covalent radii, than 0.9 of the nearest in all structures: there a committee knows
     as little as its members. Such a copy is moved half as far, and again.
@@ -65,10 +65,9 @@ def neighbourhood(
 
 
 def _moved(atoms: Atoms, strains: np.ndarray, displacements: np.ndarray) -> Atoms:
-    copy = atoms.copy()
-    copy.set_cell(copy.cell.array @ (np.eye(3) + strains), scale_atoms=True)
-    copy.positions += displacements
-    return copy
+    deformation = np.eye(3) + strains
+    positions = atoms.positions @ deformation + displacements
+    return Atoms(atoms.numbers, positions, cell=atoms.cell.array @ deformation, pbc=atoms.pbc)
 
 
 def _nearest(atoms: Atoms) -> float:
@@ -99,7 +98,7 @@ def distill(
         progress: see `evaluate`.
 
     Returns:
-        frames with energy and forces and the config_type "distilled". Not stress: that of labels may hold a constant
+        frames with energy and forces and the config_type "distilled", which train_limits does not look at. Not stress: that of labels may hold a constant
         which the committee's lacks (loss.stress_offset), and energies under strain say the same.
 
     Raises:
@@ -108,15 +107,12 @@ def distill(
     moved = neighbourhood(structures, copies, rattle, strain, seed)
     if not moved:
         raise ValueError(f"distill needs structures of more than one atom, got {len(structures)} without any")
-    bare = [Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc) for a in moved]
-    frames = []
-    for atoms, found in zip(bare, evaluate(bare, committee, ["energy", "forces"], device=device, progress=progress)):
-        frames.append(Frame(atoms, found["energy"], found["forces"], None, CONFIG_TYPE))
-    return frames
+    found = evaluate(moved, committee, ["energy", "forces"], device=device, progress=progress)
+    return [Frame(atoms, x["energy"], x["forces"], None, CONFIG_TYPE) for atoms, x in zip(moved, found, strict=True)]
 
 
 def distill_files(committee, files: Sequence[str | Path], out: str | Path, **options) -> int:
-    """`distill` from labelled or unlabelled files to the extxyz file `out`; the number of frames."""
+    """`distill` from files of labelled structures to the extxyz file `out`; the number of frames."""
     structures = [frame.atoms for frame in read_frames(files).frames]
     frames = distill(committee, structures, **options)
     write_frames(out, frames)

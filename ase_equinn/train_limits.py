@@ -13,6 +13,7 @@ from .nn_crowding import Crowding
 from .nn_limits import Limits
 from .potential import Potential
 from .train_config import TrainConfig
+from .train_terms import with_models
 
 # eV by which node energies may pass those of the training set, and over which they level off. Training structures keep their
 # energies to 1e-5 eV per atom.
@@ -47,13 +48,7 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
     bounded = type(network)(**network.hyperparameters | {"limits": limits})
     bounded = bounded.to(device=potential.device, dtype=potential.dtype)
     bounded.load_state_dict(network.state_dict())
-    return Potential(
-        [bounded],
-        reference_energies=potential.reference_energies,
-        scale=potential.scale,
-        shift=potential.shift,
-        metadata=potential.metadata,
-    ).train(potential.training)
+    return with_models(potential, [bounded], potential.scale)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from .data import Frame
 from .data_batches import Batch
 from .derivatives import energy_only
 from .graph import edge_vectors
+from .nn import SpeciesIndex
 from .nn_crowding import Crowding
 from .potential import ARCHITECTURES, Potential
 from .reference import fit_reference_energies, isolated_atom_energies
@@ -126,10 +127,11 @@ def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batc
         return dict.fromkeys(potential.species, 0.0)
     residual, crowding, numbers = [], [], []
     touching = Crowding(potential.species, max(potential.cutoffs)).double().to(potential.device)
+    index = SpeciesIndex(potential.species).to(potential.device)
     for i in chosen:
         sample = samples[i].to(potential.device)
         graph = sample.graphs[0]
-        species = torch.searchsorted(torch.tensor(potential.species, device=potential.device), graph.numbers)
+        species = index(graph.numbers)
         crowding += touching(graph, edge_vectors(graph, sample.positions), species)[0].tolist()
         numbers += species.tolist()
         energy = float(energy_only(potential, sample.graphs, sample.positions).sum())

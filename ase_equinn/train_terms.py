@@ -6,6 +6,7 @@ from typing import Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from .data import Frame
 from .data_batches import Batch, prepare
@@ -65,10 +66,16 @@ def complete(potential: Potential, term: ZBL | None) -> Potential:
     """The potential with the term added, sharing the network's weights."""
     if term is None:
         return potential
+    term = term.to(potential.dtype).to(potential.device)
+    return with_models(potential, [*potential.models, term], [*potential.scale, 1.0])
+
+
+def with_models(potential: Potential, models: Sequence[nn.Module], scale: Sequence[float]) -> Potential:
+    """The potential with other models, and all else as it is."""
     return Potential(
-        [*potential.models, term.to(potential.dtype).to(potential.device)],
+        models,
         reference_energies=potential.reference_energies,
-        scale=[*potential.scale, 1.0],
+        scale=scale,
         shift=potential.shift,
         metadata=potential.metadata,
     ).train(potential.training)
