@@ -17,23 +17,18 @@ from .radial_transforms import covalent_radius
 from .terms.zbl import ZBL
 from .train_config import TrainConfig
 
-# Crystals under pressure have all their neighbours at distances that in the data only single collisions have: with 1.0
-# silicon fell into a hole at 0.82 of its lattice constant, see benchmarks/robustness.md.
-REACH = 1.2
-
 
 def repulsion(config: TrainConfig, species: Sequence[int], samples: Sequence[Batch]) -> ZBL | None:
     """The ZBL term of a run, None if the config wants none.
 
     It ends at the covalent radii times one factor, at most 1, that makes no pair of atoms in the training `samples` (with
-    the network's cutoff) closer than 1 / REACH of where it ends: it takes over where data end. Deep inside the data it would
-    give the network more to undo than the labels hold.
+    the network's cutoff) closer than that: it takes over where data end. Inside the data it would give the network more to
+    undo than the labels hold, which costs molecules a third of their accuracy (benchmarks/ablation.md).
     """
     if not config.zbl:
         return None
     radii = {z: min(covalent_radius(z), 0.5 * config.model.cutoff) for z in species}
-    ratios = [_shortest_ratio(sample, radii) for sample in samples]
-    factor = min(1.0, REACH * min(ratios))
+    factor = min(1.0, *(_shortest_ratio(sample, radii) for sample in samples))
     return ZBL(species, radii=[factor * radii[z] for z in species])
 
 
