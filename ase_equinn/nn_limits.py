@@ -2,12 +2,12 @@
 
     E -> low + w softplus((E - low) / w),    E -> high - w softplus((high - E) / w)
     E -> alone + f (E - alone),              f = tanh(8 rho / rho_min)
-    E -> high + f (E - high),                f = (1 - tanh(8 (rho / rho_max - 1.7) / 0.7)) / 2, and near for rho
+    E -> high + f (E - high),                f = (1 - tanh(8 (x - m) / (m - 1))) / 2, x = rho / rho_max, near / near_max
 
 Between the limits, some w away from them, E stays itself up to w exp(-distance / w); beyond them energies level off and
 forces fade, so that a repulsive term decides. rho and near, the two sums of nn_crowding, are about the number of atoms that touch this
-one. Where one is more than rho_max or near_max, between 1.5 and 1.9 times as much, the energy goes over to the upper limit;
-where rho is less than rho_min, below a third of it, to that of an atom alone. train_limits takes all of them from the training set.
+one. Where one is more than rho_max or near_max, about m = 2.2 and 5 times as much, the energy goes over to the upper limit: that
+is some 14 % nearer than any atoms of the training set, as in dynamics four times as hot. Where rho is less than rho_min, below a third of it, to that of an atom alone. train_limits takes all of them from the training set.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from .nn_crowding import Crowding
 from .ops.symbols import Value, is_symbolic
 
 SHARPNESS = 8.0  # the factors leave 1 by 1e-7 at rho_min and rho_max
-MIDDLE = 1.7
-STEEPNESS = SHARPNESS / (MIDDLE - 1.0)
+MIDDLE = (2.2, 5.0)  # of rho and near: exp(6 x) and exp(12 x) for x = 0.13
 
 
 class Limits(NamedTuple):
@@ -86,13 +85,16 @@ class EnergyLimits(nn.Module):
         within = _softplus(above * -1.0 + high, width) * -1.0 + high
         rho, near = self.crowding(graph, vectors, species)
         bound = torch.tanh(rho * of_atoms(SHARPNESS / self.rho_min))
-        free = _gate(rho * of_atoms(STEEPNESS / self.rho_max)) * _gate(near * of_atoms(STEEPNESS / self.near_max))
+        free = _gate(rho, of_atoms(1.0 / self.rho_max), MIDDLE[0]) * _gate(near, of_atoms(1.0 / self.near_max), MIDDLE[1])
         bonded = (within + of_atoms(-self.alone)) * bound + alone
-        return (bonded + of_atoms(-self.high)) * free + high
+        crowded = bound * (free * -1.0 + 1.0)  # of atoms alone exactly 0
+        return bonded + (bonded * -1.0 + high) * crowded
 
 
-def _gate(x: Tensor | Value) -> Tensor | Value:
-    return torch.tanh(x + -STEEPNESS * MIDDLE) * -0.5 + 0.5
+def _gate(crowding: Tensor | Value, unit: Tensor | Value, middle: float) -> Tensor | Value:
+    """1 up to crowding * unit = 1, 0 beyond twice the way to `middle`."""
+    steepness = SHARPNESS / (middle - 1.0)
+    return torch.tanh(crowding * unit * steepness + -steepness * middle) * -0.5 + 0.5
 
 
 def _checked(name: str, limits: dict, n_species: int) -> Limits:
