@@ -140,8 +140,10 @@ def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batc
     atoms = np.bincount(numbers, minlength=len(potential.species))
     bonds = np.bincount(numbers, crowding, minlength=len(potential.species)) / np.maximum(atoms, 1)
     bonds = np.maximum(bonds, 1e-3 * max(bonds.max(), 1.0))
-    solution = bonds * np.linalg.lstsq(n * bonds / n.sum(1, keepdims=True), np.array(residual), rcond=1e-3)[0]
-    return dict(zip(potential.species, map(float, solution)))
+    per_bond, residual = n * bonds / n.sum(1, keepdims=True), np.array(residual)
+    alike = np.linalg.lstsq(per_bond.sum(1, keepdims=True), residual, rcond=None)[0]
+    apart = np.linalg.lstsq(per_bond, residual - per_bond.sum(1) * alike, rcond=1e-3)[0]
+    return dict(zip(potential.species, map(float, bonds * (alike + apart))))
 
 
 def statistics(

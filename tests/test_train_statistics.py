@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from labelled import copper, save
 
 from ase_equinn.data import Frame, read_frames
 from ase_equinn.data_batches import join, prepare
 from ase_equinn.derivatives import derivatives
 from ase_equinn.evaluate_files import predict
+from ase_equinn.graph import edge_vectors
 from ase_equinn.metrics import errors
+from ase_equinn.nn_crowding import Crowding
 from ase_equinn.train_config import ConfigError, LossConfig, load_config
 from ase_equinn.train_loss import Residuals, energy_coefficient, loss, loss_of_predictions, penalty, residuals
 from ase_equinn.train_statistics import (
@@ -114,6 +117,25 @@ def test_shift_separates_species_where_the_data_do():
         for f, p in zip(frames, predict(potential, samples))
     ]
     assert shifts(potential, labelled, samples) == pytest.approx(offset, abs=1e-5)
+
+
+def test_one_composition_shares_its_energy_by_bonds():
+    """Of ethanol's binding energy carbon, oxygen and hydrogen get as much as they have atoms that touch them."""
+    atoms = molecule("CH3CH2OH")
+    frames = [Frame(atoms, None, None, None)]
+    samples = prepare(frames, [4.0])
+    found = {"species": [1, 6, 8], "avg_num_neighbors": 1.0, "scale": 1.0, "shift": dict.fromkeys("HCO", 0.0)}
+    potential = build_potential(config_of(), found | {"reference_energies": dict.fromkeys("HCO", 0.0)})
+    (p,) = predict(potential, samples)
+    labelled = [frames[0]._replace(energy=p.energy - 33.0)]
+    shift = shifts(potential, labelled, samples)
+    graph = samples[0].graphs[0]
+    species = potential.models[0].index(graph.numbers)
+    crowding = Crowding([1, 6, 8], 4.0).double()(graph, edge_vectors(graph, samples[0].positions), species)[0]
+    bonds = {z: float(crowding[graph.numbers == z].mean()) for z in (1, 6, 8)}
+    assert bonds[6] > bonds[8] > bonds[1]
+    total = sum(bonds[z] for z in atoms.numbers.tolist())
+    assert shift == pytest.approx({z: -33.0 * bonds[z] / total for z in (1, 6, 8)}, rel=1e-4)
 
 
 def test_weights_of_the_network_depend_on_the_seed_alone():
