@@ -98,8 +98,8 @@ def distill(
         progress: see `evaluate`.
 
     Returns:
-        frames with energy and forces and the config_type "distilled", which train_limits does not look at. Not stress: that of labels may hold a constant
-        which the committee's lacks (loss.stress_offset), and energies under strain say the same.
+        frames with energy and forces and the config_type "distilled", at which limits and the core do not look. Not stress: that of
+        labels may hold a constant which the committee's lacks (loss.stress_offset), and energies under strain say the same.
 
     Raises:
         ValueError: see `neighbourhood`, `evaluate` and EquiCalculator; structures that give no copies.
@@ -109,6 +109,11 @@ def distill(
         raise ValueError(f"distill needs structures of more than one atom, got {len(structures)} without any")
     found = evaluate(moved, committee, ["energy", "forces"], device=device, progress=progress)
     return [Frame(atoms, x["energy"], x["forces"], None, CONFIG_TYPE) for atoms, x in zip(moved, found, strict=True)]
+
+
+def of_labelled(items: Sequence, frames: Sequence[Frame]) -> list:
+    """Those of the items, one for each frame, whose frame is not distilled; all of them if every frame is."""
+    return [item for item, frame in zip(items, frames, strict=True) if frame.config_type != CONFIG_TYPE] or list(items)
 
 
 def distill_files(committee, files: Sequence[str | Path], out: str | Path, **options) -> int:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from .data_batches import prepare, relabelled
 from .data_report import data_report, show
+from .distill import of_labelled
 from .potential import FILE_NAME, Potential
 from .potential_file import write_atomic
 from .train_checkpoint import CheckpointError, load_checkpoint
@@ -83,7 +84,7 @@ def prepare_run(
     species = species_of([*sets.train, *sets.isolated])
     valid_samples = prepare(sets.valid, [config.model.cutoff], species)
     prepare(sets.test, [config.model.cutoff], species)
-    term = repulsion(config, species, samples)
+    term = repulsion(config, species, of_labelled(samples, sets.train))
     train, valid = without(sets.train, term), without(sets.valid, term)
     samples, valid_samples = relabelled(samples, train), relabelled(valid_samples, valid)
     checkpoint = load_checkpoint(_checkpoint(folder)) if resume and _checkpoint(folder).exists() else None

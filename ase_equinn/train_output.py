@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .data import Frame, write_frames
 from .data_batches import prepare
-from .distill import CONFIG_TYPE as DISTILLED
+from .distill import of_labelled
 from .evaluate_files import predict
 from .graph import edge_vectors
 from .metrics import errors
@@ -45,8 +45,7 @@ class TrainResult(NamedTuple):
 def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
     """Evaluates the best weights on all sets and writes the folder; the checkpoint stays if the run can be resumed."""
     folder = Path(run.config.output)
-    labelled = [sample for sample, frame in zip(run.batches.samples, sets.train) if frame.config_type != DISTILLED]
-    bounded = within_limits(run.config, run.best_potential(), labelled or run.batches.samples)
+    bounded = within_limits(run.config, run.best_potential(), of_labelled(run.batches.samples, sets.train))
     potential = complete(bounded, run.term)
     groups = {"train": sets.train[:: -(-len(sets.train) // run.n_shown)], "valid": sets.valid, "test": sets.test}
     groups = {name: frames for name, frames in groups.items() if frames}

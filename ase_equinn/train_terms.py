@@ -21,7 +21,7 @@ from .train_config import TrainConfig
 def repulsion(config: TrainConfig, species: Sequence[int], samples: Sequence[Batch]) -> ZBL | None:
     """The ZBL term of a run, None if the config wants none.
 
-    It ends at the covalent radii times one factor, at most 1, that makes no pair of atoms in the training `samples` (with
+    It ends at the covalent radii times one factor, at most 1, that makes no pair of atoms in the labelled `samples` (with
     the network's cutoff) closer than that: it takes over where data end. Inside the data it would give the network more to
     undo than the labels hold, which costs molecules a third of their accuracy (benchmarks/ablation.md).
     """

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from ase_equinn import EquiCalculator, Potential
 from ase_equinn.cli import app
-from ase_equinn.data import read_frames
+from ase_equinn.data import Frame, read_frames, write_frames
 from ase_equinn.distill import distill, neighbourhood
 from ase_equinn.radial_transforms import covalent_radius
+from ase_equinn.train import train
 
 SCALES = (1.0, 1.2, 1.7)
 
@@ -114,6 +115,31 @@ def test_the_command_writes_a_training_file(members, tmp_path):
     assert result.exit_code == 2 and "choose another file, or --overwrite" in result.output
     assert out.read_bytes() == before
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+
+
+def test_the_core_of_a_student_ends_where_the_labels_do(tmp_path):
+    """Not where the copies do, which come nearer."""
+    rng = np.random.default_rng(0)
+
+    def frames(nearest, kind):
+        pairs = [Atoms("Si2", [[0, 0, 0], [d, 0, 0]]) for d in (nearest, 2.3, 2.6)]
+        return [Frame(pair, rng.normal(), rng.normal(size=(2, 3)), None, kind) for pair in pairs]
+
+    write_frames(tmp_path / "train.xyz", frames(2.0, ""))
+    write_frames(tmp_path / "distilled.xyz", frames(1.8, "distilled"))
+    result = train(
+        {
+            "data": {
+                "train": [str(tmp_path / "train.xyz"), str(tmp_path / "distilled.xyz")],
+                "valid": str(tmp_path / "train.xyz"),
+            },
+            "output": str(tmp_path / "student"),
+            "model": {"name": "schnet", "cutoff": 4.0, "n_channels": 4, "n_layers": 1, "n_basis": 4},
+            "training": {"epochs": 1},
+        },
+        quiet=True,
+    )
+    assert sum(result.potential.models[1].radii * 2) == pytest.approx(2.0, abs=1e-6)
 
 
 def test_a_missing_file_leaves_nothing(members, tmp_path):
