@@ -5,9 +5,10 @@
     E -> high + f (E - high),                f = (1 - tanh(8 (x - m) / (m - 1))) / 2, x = rho / rho_max, near / near_max
 
 Between the limits, some w away from them, E stays itself up to w exp(-distance / w); beyond them energies level off and
-forces fade, so that a repulsive term decides. rho and near, the two sums of nn_crowding, are about the number of atoms that touch this
-one. Where one is more than rho_max or near_max, about m = 2.2 and 5 times as much, the energy goes over to the upper limit: that
-is some 14 % nearer than any atoms of the training set, as in dynamics four times as hot. Where rho is less than rho_min, below a third of it, to that of an atom alone. train_limits takes all of them from the training set.
+forces fade, so that a repulsive term decides. rho and near, the two sums of nn_crowding, are about the number of atoms that
+touch this one. Where one is more than rho_max or near_max, about m = 2.2 and 5 times as much, the energy goes over to the upper
+limit: that is some 14 % nearer than any atoms of the training set, as in dynamics four times as hot. Where rho is less than
+rho_min, below a third of it, it goes over to that of an atom alone. train_limits takes all of them from the training set.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def repulsion(config: TrainConfig, species: Sequence[int], samples: Sequence[Bat
     if not config.zbl:
         return None
     radii = {z: min(covalent_radius(z), 0.5 * config.model.cutoff) for z in species}
-    factor = min(1.0, *(_shortest_ratio(sample, radii) for sample in samples))
+    factor = min([1.0, *(_shortest_ratio(sample, radii) for sample in samples)])
     return ZBL(species, radii=[factor * radii[z] for z in species])
 
 
