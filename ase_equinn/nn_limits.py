@@ -7,8 +7,8 @@
 Between the limits, some w away from them, E stays itself up to w exp(-distance / w); beyond them energies level off and
 forces fade, so that a repulsive term decides. rho and near, the two sums of nn_crowding, are about the number of atoms that
 touch this one. Where one is more than rho_max or near_max, about m = 2.2 and 5 times as much, the energy goes over to the upper
-limit: that is some 14 % nearer than any atoms of the training set, as in dynamics four times as hot. Where rho is less than
-rho_min, below a third of it, it goes over to that of an atom alone. train_limits takes all of them from the training set.
+limit: that is some 14 % nearer than any atoms of the training set. Where rho is less than rho_min, below a third of it, it goes
+over to that of an atom alone. train_limits takes all of them from the training set.
 """
 
 from __future__ import annotations
