@@ -2,44 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .data import Frame
 from .data_batches import Batch, prepare
 from .evaluate_files import predict
-from .graph import edge_vectors
+from .graph import Graph, collate, edge_vectors
 from .potential import Potential
 from .radial_transforms import covalent_radius
 from .terms.zbl import ZBL
 from .train_config import TrainConfig
 
+COST = 0.1  # of the core's forces in units of the labels'
+
 
 def repulsion(config: TrainConfig, species: Sequence[int], samples: Sequence[Batch]) -> ZBL | None:
     """The ZBL term of a run, None if the config wants none.
 
-    It ends at the covalent radii times one factor, at most 1, that makes no pair of atoms in the labelled `samples` (with
-    the network's cutoff) closer than that: it takes over where data end. Inside the data it would give the network more to
-    undo than the labels hold, which costs molecules a third of their accuracy (benchmarks/ablation.md).
+    Its radii are the covalent ones times one factor, at most 1: the largest that keeps its forces on the atoms of the
+    labelled `samples` (with the network's cutoff) within COST of the labels', both as root mean squares. A wider core
+    closes holes among crowded atoms; inside the data it gives the network more to undo than the labels hold, which cost
+    molecules a third of their accuracy (benchmarks/ablation.md). Without labelled forces it ends where distances do.
     """
     if not config.zbl:
         return None
     radii = {z: min(covalent_radius(z), 0.5 * config.model.cutoff) for z in species}
-    factor = min([1.0, *(_shortest_ratio(sample, radii) for sample in samples)])
-    return ZBL(species, radii=[factor * radii[z] for z in species])
+    contacts = _contacts(samples, radii)
+
+    def scaled(factor: float) -> ZBL:
+        return ZBL(species, radii=[factor * radii[z] for z in species])
+
+    low, high = min([1.0, *contacts.ratio.tolist()]), 1.0
+    if contacts.allowed > 0 and _force(scaled(high), contacts) <= contacts.allowed:
+        return scaled(high)
+    while contacts.allowed > 0 and high - low > 1e-3:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _force(scaled(middle), contacts) <= contacts.allowed else (low, middle)
+    return scaled(low)
 
 
-def _shortest_ratio(sample: Batch, radii: dict[int, float]) -> float:
-    """The least distance in units of the sum of the two radii."""
-    graph = sample.graphs[0]
-    if not graph.edge_index.shape[1]:
-        return 1.0
-    radius = torch.tensor([radii[z] for z in graph.numbers.tolist()], dtype=torch.float64)
-    lengths = edge_vectors(graph, sample.positions).norm(dim=1)
-    return float((lengths / radius[graph.edge_index].sum(0)).min())
+class _Contacts(NamedTuple):
+    """The pairs of atoms in the samples that are closer than the sum of their radii."""
+
+    graph: Graph  # all atoms of all samples, edges of these pairs alone; its row_ptr is not theirs
+    vectors: Tensor  # (n_edges, 3) A
+    ratio: Tensor  # (n_edges,) length over the sum of the radii
+    labelled: Tensor  # (n,) bool: atoms with a force label
+    allowed: float  # eV/A: COST times the root mean square of these labels
+
+
+def _contacts(samples: Sequence[Batch], radii: dict[int, float]) -> _Contacts:
+    graphs, vectors, ratios = [], [], []
+    for sample in samples:
+        graph = sample.graphs[0]
+        radius = torch.tensor([radii[z] for z in graph.numbers.tolist()], dtype=torch.float64)
+        between = edge_vectors(graph, sample.positions)
+        ratio = between.norm(dim=1) / radius[graph.edge_index].sum(0)
+        near = ratio < 1.0
+        graphs.append(graph._replace(edge_index=graph.edge_index[:, near], shift=graph.shift[near]))
+        vectors.append(between[near])
+        ratios.append(ratio[near])
+    labelled = torch.cat([sample.force_weight[:, 0] > 0 for sample in samples])
+    labels = torch.cat([sample.forces for sample in samples])[labelled]
+    allowed = COST * float(labels.square().mean().sqrt()) if len(labels) else 0.0
+    return _Contacts(collate(graphs), torch.cat(vectors), torch.cat(ratios), labelled, allowed)
+
+
+def _force(term: ZBL, contacts: _Contacts) -> float:
+    """The root mean square of the term's forces on the labelled atoms, eV/A."""
+    vectors = contacts.vectors.clone().requires_grad_()
+    (slopes,) = torch.autograd.grad(term.double()(contacts.graph, vectors).sum(), vectors)
+    i, j = contacts.graph.edge_index
+    forces = (
+        torch.zeros(len(contacts.labelled), 3, dtype=torch.float64).index_add(0, i, slopes).index_add(0, j, -slopes)
+    )
+    return float(forces[contacts.labelled].square().mean().sqrt())
 
 
 def without(frames: Sequence[Frame], term: ZBL | None) -> list[Frame]:
