@@ -5,7 +5,8 @@
 
 FOLDER holds zuo2020/Si_train.xyz, Si_valid.xyz, 3bpa/train_300K_450.xyz, valid_300K_50.xyz and iso_atoms.xyz. Time is that of the
 processor, of one thread, so that a busy machine does not change the result. Errors are those of the validation set: test
-files are not read. The cost is that of a step of EquiCalculator (float32, one thread, processor time).
+files are not read. The cost is that of a step of EquiCalculator (float32, one thread, processor time). "+schedulefree" needs
+`pip install schedulefree` (Defazio et al., arXiv:2405.15682).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -107,6 +109,7 @@ CHANGES = {
     "ema0.999": {"training": {"ema": 0.999}},
     "ema0": {"training": {"ema": 0.0}},
     "adamw": {"training": {"optimizer": "adamw"}},
+    "schedulefree": {"training": {"optimizer": "adamw", "schedule": "constant"}},
     "decay0.001": {"training": {"weight_decay": 0.001}},
     "decay0.01": {"training": {"weight_decay": 0.01}},
     "decay0.1": {"training": {"weight_decay": 0.1}},
@@ -145,6 +148,33 @@ def config_of(name: str, data: Path, output: Path) -> dict:
     return config | {"output": str(output)}
 
 
+@contextmanager
+def schedule_free():
+    """Trains by schedule-free AdamW, whose own average of the weights takes the place of the exponential one."""
+    import torch
+    from schedulefree import AdamWScheduleFree
+
+    from ase_equinn.train_module import Run
+
+    def optimizer(config, parameters):
+        made = AdamWScheduleFree(parameters, lr=config.learning_rate)
+        made.train()
+        return made
+
+    def after_step(run, usual=Run.after_step):
+        usual(run)
+        group = run.optimizer.param_groups[0]
+        for average, weight in zip(run.averaged.parameters(), run.parameters, strict=True):
+            last = run.optimizer.state[weight]["z"]
+            average.copy_(torch.lerp(weight.detach(), last, 1 - 1 / group["betas"][0]))
+
+    with (
+        patch("ase_equinn.train_module.make_optimizer", optimizer),
+        patch("ase_equinn.train_module.Run.after_step", after_step),
+    ):
+        yield
+
+
 def run(name: str, minutes: float, data: Path, folder: Path) -> dict:
     """Trains one variant and writes its row to folder/name.json."""
     import torch
@@ -155,6 +185,7 @@ def run(name: str, minutes: float, data: Path, folder: Path) -> dict:
     output = folder / f"{name}-{minutes:g}min"
     clock = SimpleNamespace(monotonic=time.process_time)
     with (
+        schedule_free() if "+schedulefree" in name else nullcontext(),
         patch("ase_equinn.train.time", clock),
         patch("ase_equinn.train_module.time", clock),
         patch("ase_equinn.train_schedule.time", clock),
