@@ -22,7 +22,7 @@ def distill(
     ],
     data: Annotated[
         list[Path],
-        typer.Option(help="Structures to start from, the training set; repeat for more.", show_default=False),
+        typer.Option(help="Structures to start from: the training set, or dynamics; repeat for more.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="File for the labelled structures.", show_default=False)],
     copies: Annotated[int, typer.Option(min=1, help="Of each structure.")] = 4,
@@ -35,6 +35,12 @@ def distill(
     """Label the surroundings of a training set with a committee's mean, for one network that knows what all of them know.
 
     `equinn distill seed0 seed1 seed2 seed3 --data train.xyz -o distilled.xyz`
+
+    or, of a molecule, the frames of dynamics as they are:
+
+    `equinn md seed0 train.xyz --ensemble nvt --temperature 300 --initial-temperature 300 --steps 50000`
+
+    `equinn distill seed0 seed1 --data md/md.xyz --copies 1 --rattle 0 --strain 0 -o distilled.xyz`
 
     and then in config.yaml: `data: {train: [train.xyz, distilled.xyz], valid: valid.xyz}`
     """

@@ -84,7 +84,7 @@ def read_frames(
     paths = [files] if isinstance(files, (str, Path)) else list(files)
     frames, names, notes = [], {}, []
     for path in map(Path, paths):
-        found = _read(path)
+        found = read_structures(path)
         names[str(path)] = chosen = _choose_names(path, found, keys, notes)
         frames += [_frame(atoms, chosen, f"{path}:{i}", notes) for i, atoms in enumerate(found)]
     return FrameSet(apply_weights(frames, weights or {}), names, notes)
@@ -98,7 +98,13 @@ def apply_weights(frames: list[Frame], weights: dict[str, float]) -> list[Frame]
     return [frame._replace(weight=float(weights.get(frame.config_type, 1.0))) for frame in frames]
 
 
-def _read(path: Path) -> list[Atoms]:
+def read_structures(path: Path) -> list[Atoms]:
+    """Every frame of a file as ASE reads it, labelled or not.
+
+    Raises:
+        FileNotFoundError: a file that does not exist.
+        ValueError: a file that ASE cannot read, or without structures.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"data file {str(path)!r} does not exist")
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 
-from .data import Frame, read_frames, write_frames
+from .data import Frame, read_structures, write_frames
 from .evaluate_batches import evaluate
 from .potential import Potential
 from .radial_transforms import covalent_radius
@@ -117,8 +117,8 @@ def of_labelled(items: Sequence, frames: Sequence[Frame]) -> list:
 
 
 def distill_files(committee, files: Sequence[str | Path], out: str | Path, **options) -> int:
-    """`distill` from files of labelled structures to the extxyz file `out`; the number of frames."""
-    structures = [frame.atoms for frame in read_frames(files).frames]
+    """`distill` from files of structures, labelled or not, to the extxyz file `out`; the number of frames."""
+    structures = [atoms for file in files for atoms in read_structures(Path(file))]
     frames = distill(committee, structures, **options)
     write_frames(out, frames)
     return len(frames)

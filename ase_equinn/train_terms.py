@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .data import Frame
 from .data_batches import Batch, prepare
+from .derivatives import derivatives
 from .evaluate_files import predict
 from .graph import Graph, collate, edge_vectors
 from .potential import Potential
@@ -49,7 +50,7 @@ def repulsion(config: TrainConfig, species: Sequence[int], samples: Sequence[Bat
 class _Contacts(NamedTuple):
     """The pairs of atoms in the samples that are closer than the sum of their radii."""
 
-    graph: Graph  # all atoms of all samples, edges of these pairs alone; its row_ptr is not theirs
+    graph: Graph  # all atoms of all samples, edges of these pairs alone
     vectors: Tensor  # (n_edges, 3) A
     ratio: Tensor  # (n_edges,) length over the sum of the radii
     labelled: Tensor  # (n,) bool: atoms with a force label
@@ -64,7 +65,9 @@ def _contacts(samples: Sequence[Batch], radii: dict[int, float]) -> _Contacts:
         between = edge_vectors(graph, sample.positions)
         ratio = between.norm(dim=1) / radius[graph.edge_index].sum(0)
         near = ratio < 1.0
-        graphs.append(graph._replace(edge_index=graph.edge_index[:, near], shift=graph.shift[near]))
+        edges = graph.edge_index[:, near]
+        row_ptr = torch.searchsorted(edges[0].contiguous(), torch.arange(len(graph.numbers) + 1))
+        graphs.append(graph._replace(edge_index=edges, shift=graph.shift[near], row_ptr=row_ptr))
         vectors.append(between[near])
         ratios.append(ratio[near])
     labelled = torch.cat([sample.force_weight[:, 0] > 0 for sample in samples])
@@ -75,12 +78,8 @@ def _contacts(samples: Sequence[Batch], radii: dict[int, float]) -> _Contacts:
 
 def _force(term: ZBL, contacts: _Contacts) -> float:
     """The root mean square of the term's forces on the labelled atoms, eV/A."""
-    vectors = contacts.vectors.clone().requires_grad_()
-    (slopes,) = torch.autograd.grad(term.double()(contacts.graph, vectors).sum(), vectors)
-    i, j = contacts.graph.edge_index
-    forces = (
-        torch.zeros(len(contacts.labelled), 3, dtype=torch.float64).index_add(0, i, slopes).index_add(0, j, -slopes)
-    )
+    potential, positions = Potential([term.double()]), torch.zeros(len(contacts.labelled), 3, dtype=torch.float64)
+    forces = derivatives(potential, (contacts.graph,), positions, vectors=(contacts.vectors,)).forces
     return float(forces[contacts.labelled].square().mean().sqrt())
 
 

@@ -6,16 +6,19 @@ import toy
 import torch
 from ase import Atoms
 from ase.build import molecule
-from ase.io import read
+from ase.io import read, write
 from labelled import copper, save
 from typer.testing import CliRunner
 
 from ase_equinn import EquiCalculator, Potential
 from ase_equinn.cli import app
 from ase_equinn.data import Frame, read_frames, write_frames
+from ase_equinn.data_batches import prepare
 from ase_equinn.distill import distill, neighbourhood
 from ase_equinn.radial_transforms import covalent_radius
 from ase_equinn.train import train
+from ase_equinn.train_config import load_config
+from ase_equinn.train_terms import repulsion
 
 SCALES = (1.0, 1.2, 1.7)
 
@@ -102,6 +105,21 @@ def test_amounts_without_meaning_are_named(options, message):
         neighbourhood([molecule("H2O")], **options)
 
 
+def test_frames_without_labels_are_labelled_as_they_are(members, tmp_path):
+    structures = [atoms.copy() for atoms in copper(2)]
+    write(tmp_path / "bare.xyz", structures)
+    out = tmp_path / "distilled.xyz"
+    options = ["--copies", "1", "--rattle", "0", "--strain", "0"]
+    result = CliRunner().invoke(
+        app, ["distill", *members, "--data", str(tmp_path / "bare.xyz"), "-o", str(out), *options]
+    )
+    assert result.exit_code == 0, result.output
+    frames = read_frames(out).frames
+    for frame, atoms in zip(frames, structures, strict=True):
+        np.testing.assert_allclose(frame.atoms.positions, atoms.positions, atol=1e-7)
+        assert np.isfinite(frame.energy) and np.isfinite(frame.forces).all()
+
+
 def test_the_command_writes_a_training_file(members, tmp_path):
     data, out = save(tmp_path / "train.xyz", copper(3)), tmp_path / "distilled.xyz"
     command = ["distill", *members, "--data", str(data), "-o", str(out), "--copies", "2"]
@@ -117,8 +135,8 @@ def test_the_command_writes_a_training_file(members, tmp_path):
     assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
 
 
-def test_the_core_of_a_student_ends_where_the_labels_do(tmp_path):
-    """Not where the copies do, which come nearer."""
+def test_a_student_has_the_core_that_the_labels_allow(tmp_path):
+    """Not the one that the copies do, which come nearer."""
     rng = np.random.default_rng(0)
 
     def frames(nearest, kind):
@@ -139,7 +157,9 @@ def test_the_core_of_a_student_ends_where_the_labels_do(tmp_path):
         },
         quiet=True,
     )
-    assert sum(result.potential.models[1].radii * 2) == pytest.approx(2.0, abs=1e-6)
+    labelled = read_frames(tmp_path / "train.xyz").frames
+    wanted = repulsion(load_config(tmp_path / "student" / "train.yaml"), [14], prepare(labelled, [4.0]))
+    assert result.potential.models[1].radii == pytest.approx(wanted.radii) and 2 * wanted.radii[0] > 2.0
 
 
 def test_a_missing_file_leaves_nothing(members, tmp_path):
