@@ -6,8 +6,8 @@
 
 Between the limits, some w away from them, E stays itself up to w exp(-distance / w); beyond them energies level off and
 forces fade, so that a repulsive term decides. rho and near, the two sums of nn_crowding, are about the number of atoms that
-touch this one. Where one is more than rho_max or near_max, about m = 2.2 and 5 times as much, the energy goes over to the upper
-limit: that is some 14 % nearer than any atoms of the training set. Where rho is less than rho_min, below a third of it, it goes
+touch this one. Where one is more than rho_max or near_max, about m = 1.9 and 3 times as much, the energy goes over to the upper
+limit: that is some 10 % nearer than any atoms of the training set. Where rho is less than rho_min, below a third of it, it goes
 over to that of an atom alone. train_limits takes all of them from the training set.
 """
 
@@ -25,7 +25,7 @@ from .nn_crowding import Crowding
 from .ops.symbols import Value, is_symbolic
 
 SHARPNESS = 8.0  # the factors leave 1 by 1e-7 at rho_min and rho_max
-MIDDLE = (2.2, 5.0)  # of rho and near: exp(6 x) and exp(12 x) for x = 0.13
+MIDDLE = (1.9, 3.0)  # of rho and near: exp(6 x) for x = 0.11 and exp(12 x) for 0.09
 
 
 class Limits(NamedTuple):

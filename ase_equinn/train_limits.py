@@ -17,7 +17,7 @@ from .train_terms import with_models
 
 # eV by which node energies may pass those of the training set, and over which they level off. Training structures keep their
 # energies to 1e-5 eV per atom.
-MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 0.15, 5.0, 0.015
+MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 0.12, 5.0, 0.012
 LEAST_CROWDING = 0.01  # atoms with less are alone
 
 
