@@ -187,12 +187,21 @@ def entry(value, indent: int) -> str:
 
 
 def errors(found: dict) -> None:
-    """The errors of metrics.errors, overall and per species."""
+    """The errors of metrics.errors: overall, per species and by config_type."""
+    from .metrics import by_kind
+
     units = [("energy", "meV/atom"), ("energy_total", "meV/structure"), ("force", "meV/Å"), ("stress", "meV/Å³")]
     rows = [[key.replace("_", " "), unit, found[f"{key}_mae"], found[f"{key}_rmse"]] for key, unit in units]
     if len(found["per_species"]) > 1:
         rows += [[f"force on {s}", "meV/Å", e["force_mae"], e["force_rmse"]] for s, e in found["per_species"].items()]
     table(f"{found['n_frames']} frames", ["", "unit", "MAE", "RMSE"], rows)
+    kinds = [
+        [kind, one["n_frames"], *(one[key] for key in ("energy_bias", "energy_mae", "force_mae", "stress_mae"))]
+        for kind, one in by_kind(found).items()
+    ]
+    if kinds:
+        columns = ["config_type", "frames", "E mean error", "E MAE", "F MAE", "S MAE"]
+        table("By kind of structure, meV/atom, meV/Å, meV/Å³", columns, kinds)
 
 
 def uncertainties(judged: dict[str, dict]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from .data import Frame
 
 _SYMMETRIC = np.triu_indices(3)
+SHOWN = 20  # kinds of structures in a table for people
 
 
 class Prediction(NamedTuple):
@@ -26,9 +27,10 @@ def errors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> dict:
         frames, predictions: of the same length and order.
 
     Returns:
-        n_frames; energy_mae, energy_rmse (meV/atom); energy_total_mae, energy_total_rmse (meV per structure);
-        force_mae, force_rmse (meV/A, over Cartesian components); stress_mae, stress_rmse (meV/A^3, over the six
-        independent components); per_species: {symbol: {n_atoms, force_mae, force_rmse}}.
+        n_frames; energy_bias (meV/atom, the mean with its sign, predicted minus label), energy_mae, energy_rmse
+        (meV/atom); energy_total_mae, energy_total_rmse (meV per structure); force_mae, force_rmse (meV/A, over Cartesian
+        components); stress_mae, stress_rmse (meV/A^3, over the six independent components); per_species: {symbol:
+        {n_atoms, force_mae, force_rmse}}; per_config_type: {config_type: all of the former}.
 
     Raises:
         ValueError: sequences of different lengths.
@@ -36,24 +38,44 @@ def errors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> dict:
     if len(frames) != len(predictions):
         raise ValueError(f"{len(frames)} frames but {len(predictions)} predictions")
     pairs = list(zip(frames, predictions))
-    total = np.array([p.energy - f.energy for f, p in pairs if f.energy is not None])
-    n_atoms = np.array([len(f.atoms) for f in frames if f.energy is not None])
-    stress = [(p.stress - f.stress)[_SYMMETRIC] for f, p in pairs if f.stress is not None and p.stress is not None]
-    forces = [p.forces - f.forces for f, p in pairs if f.forces is not None]
-    symbols = [f.atoms.symbols for f in frames if f.forces is not None]
-    forces = np.concatenate(forces) if forces else np.empty((0, 3))
-    symbols = np.concatenate([np.array(list(s)) for s in symbols]) if symbols else np.empty(0, dtype=str)
+    kinds = sorted({frame.config_type for frame in frames})
+    labelled = [(f, p) for f, p in pairs if f.forces is not None]
+    symbols = np.array([symbol for f, _ in labelled for symbol in f.atoms.symbols])
+    forces = _forces(labelled)
     return {
-        "n_frames": len(frames),
-        **_pair("energy", total / n_atoms if len(total) else total),
-        **_pair("energy_total", total),
-        **_pair("force", forces),
-        **_pair("stress", np.array(stress)),
+        **_overall(pairs),
         "per_species": {
             str(symbol): {"n_atoms": int((symbols == symbol).sum()), **_pair("force", forces[symbols == symbol])}
             for symbol in sorted(set(symbols))
         },
+        "per_config_type": {kind: _overall([pair for pair in pairs if pair[0].config_type == kind]) for kind in kinds},
     }
+
+
+def by_kind(result: dict) -> dict[str, dict]:
+    """What `errors` says of each config_type, where there are 2 to SHOWN of them; else nothing, as for files of before."""
+    kinds = result.get("per_config_type", {})
+    shown = sorted(kinds) if 1 < len(kinds) <= SHOWN else []
+    return {kind or "no config_type": kinds[kind] for kind in shown}
+
+
+def _overall(pairs: list[tuple[Frame, Prediction]]) -> dict:
+    energy = [(p.energy - f.energy, len(f.atoms)) for f, p in pairs if f.energy is not None]
+    total, n_atoms = np.array(energy, dtype=float).reshape(-1, 2).T
+    stress = [(p.stress - f.stress)[_SYMMETRIC] for f, p in pairs if f.stress is not None and p.stress is not None]
+    return {
+        "n_frames": len(pairs),
+        "energy_bias": 1000 * float((total / n_atoms).mean()) if len(total) else None,
+        **_pair("energy", total / n_atoms),
+        **_pair("energy_total", total),
+        **_pair("force", _forces([(f, p) for f, p in pairs if f.forces is not None])),
+        **_pair("stress", np.array(stress)),
+    }
+
+
+def _forces(pairs: list[tuple[Frame, Prediction]]) -> np.ndarray:
+    """The errors of all forces, (n, 3)."""
+    return np.concatenate([np.empty((0, 3)), *(p.forces - f.forces for f, p in pairs)])
 
 
 def _pair(name: str, difference: np.ndarray) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ase import units
 from ase.data import atomic_numbers
 
+from .metrics import by_kind
 from .potential import Potential
 from .train_progress import duration, number
 
@@ -35,6 +36,7 @@ def card(potential: Potential, name: str) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(_error_row(part, facts["errors"][part]) for part in PARTS if part in facts["errors"]),
         "",
+        *_kind_lines({part: facts["errors"][part] for part in PARTS if part in facts["errors"]}),
         *_offset_lines(training),
         "Forces and stresses by component. The weights have the least loss on `valid`; `test` was looked at once.",
         "",
@@ -63,6 +65,25 @@ def card(potential: Potential, name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _kind_lines(found: dict[str, dict]) -> list[str]:
+    """Where errors sit, for sets of several kinds of structures."""
+    rows = [
+        f"| {part} | {kind} | {one['n_frames']} | "
+        + " | ".join(number(one[key]) for key in ("energy_bias", "energy_mae", "force_mae", "stress_mae"))
+        + " |"
+        for part, result in found.items()
+        for kind, one in by_kind(result).items()
+    ]
+    if not rows:
+        return []
+    return [
+        "| set | config_type | frames | E mean error | E MAE meV/atom | F MAE meV/A | S MAE meV/A^3 |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _offset_lines(training: dict) -> list[str]:

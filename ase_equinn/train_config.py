@@ -164,7 +164,7 @@ class TrainConfig(_Section):
     (one atom without periodicity, or config_type IsolatedAtom) or else from least squares.
     `shift`: per-species energies centre the untrained network on the data, which learns the better for it. With `limits`
     atoms that lose their neighbours lose it; without either (false) the network has to learn all of the binding energy.
-    `zbl`: the Ziegler-Biersack-Littmark repulsion acts where the distances of the training set end, see
+    `zbl`: the Ziegler-Biersack-Littmark repulsion acts from where the distances of the training set end, see
     train_terms, and the network learns what remains: atoms that collide repel, where data say nothing.
     `limits`: node energies of the trained potential stay within what they are in the training set and a margin
     (train_limits), so that the core wins where atoms crowd. For the models that have limits, mace and nequip.

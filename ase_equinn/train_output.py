@@ -16,7 +16,7 @@ from .data_batches import prepare
 from .distill import of_labelled
 from .evaluate_files import predict
 from .graph import edge_vectors
-from .metrics import errors
+from .metrics import by_kind, errors
 from .plot import plot_learning_curve, plot_parity, save_figure
 from .potential import Potential
 from .potential_file import write_atomic
@@ -72,13 +72,13 @@ def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
 
 
 def error_table(found: dict[str, dict]) -> Table:
-    """Errors of every set, for the terminal."""
-    table = Table("set", "frames", "E MAE / RMSE meV/atom", "F MAE / RMSE meV/A", "S MAE / RMSE meV/A^3")
+    """Errors of every set, and of its kinds of structures if there are several, for the terminal."""
+    table = Table("set", "frames", "E bias", "E MAE / RMSE meV/atom", "F MAE / RMSE meV/A", "S MAE / RMSE meV/A^3")
     for name, result in found.items():
-        cells = [
-            f"{number(result[f'{key}_mae'])} / {number(result[f'{key}_rmse'])}" for key in ("energy", "force", "stress")
-        ]
-        table.add_row(name, str(result["n_frames"]), *cells)
+        kinds = by_kind(result)
+        for title, one in {name: result, **{f"  {kind}": part for kind, part in kinds.items()}}.items():
+            cells = [f"{number(one[f'{key}_mae'])} / {number(one[f'{key}_rmse'])}" for key in ("energy", "force", "stress")]
+            table.add_row(title, str(one["n_frames"]), number(one.get("energy_bias")), *cells)
     return table
 
 

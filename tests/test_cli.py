@@ -164,8 +164,8 @@ def test_eval_writes_errors_and_predictions(potential, labelled, tmp_path):
     ).stdout
     found = json.loads((tmp_path / "e.json").read_text())
     assert list(found) == [
-        "n_frames", "energy_mae", "energy_rmse", "energy_total_mae", "energy_total_rmse",
-        "force_mae", "force_rmse", "stress_mae", "stress_rmse", "per_species",
+        "n_frames", "energy_bias", "energy_mae", "energy_rmse", "energy_total_mae", "energy_total_rmse",
+        "force_mae", "force_rmse", "stress_mae", "stress_rmse", "per_species", "per_config_type",
     ]  # fmt: skip
     assert found["n_frames"] == 3 and found["stress_mae"] is None
     calculator = EquiCalculator(potential, dtype="float64", device="cpu")

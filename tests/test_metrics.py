@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 
 from ase_equinn.data import Frame
-from ase_equinn.metrics import Prediction, describe, errors
+from ase_equinn.metrics import Prediction, by_kind, describe, errors
 
 
 def frame(symbols, energy=None, forces=None, stress=None):
@@ -29,6 +29,7 @@ def test_by_hand():
     found = errors(frames, predictions)
     assert found["n_frames"] == 2
     expected = {
+        "energy_bias": (100 - 300) / 2,
         "energy_mae": (100 + 300) / 2,
         "energy_rmse": np.sqrt((100**2 + 300**2) / 2),
         "energy_total_mae": 250,
@@ -50,7 +51,7 @@ def test_by_hand():
 def test_no_labels_give_none():
     found = errors([frame("H")], [Prediction(1.0, np.ones((1, 3)), None)])
     assert found["n_frames"] == 1 and found["per_species"] == {}
-    assert {key for key, value in found.items() if value is None} == {
+    assert {key for key, value in found.items() if value is None} == {"energy_bias"} | {
         f"{name}_{kind}" for name in ("energy", "energy_total", "force", "stress") for kind in ("mae", "rmse")
     }
 
@@ -63,3 +64,18 @@ def test_a_label_without_prediction_is_skipped():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="1 frames but 0 predictions"):
         errors([frame("H")], [])
+
+
+def test_errors_by_kind_of_structure():
+    frames = [frame("H", 1.0)._replace(config_type=kind) for kind in ("bulk", "surface", "surface")]
+    predictions = [Prediction(1.0 + error, np.zeros((1, 3)), None) for error in (0.1, -0.2, -0.4)]
+    found = errors(frames, predictions)
+    kinds = by_kind(found)
+    assert list(kinds) == ["bulk", "surface"] and [one["n_frames"] for one in kinds.values()] == [1, 2]
+    assert kinds["surface"]["energy_bias"] == pytest.approx(-300)
+    assert kinds["surface"]["energy_rmse"] == pytest.approx(1000 * np.sqrt((0.2**2 + 0.4**2) / 2))
+    assert kinds["bulk"]["energy_bias"] == pytest.approx(100)
+    assert by_kind(errors(frames[1:], predictions[1:])) == {}  # one kind: what the whole says
+    many = [one._replace(config_type=str(i)) for i, one in enumerate(frames * 7)]
+    found = errors(many, predictions * 7)
+    assert len(found["per_config_type"]) == 21 and by_kind(found) == {}
