@@ -165,7 +165,9 @@ def uncertainty(entry: dict | None) -> str:
     if entry is None:
         return "none: equinn calibrate gives it some"
     valid = entry["facts"].get("valid", {})
-    within = ", ".join(f"{100 * row['fraction']:.1f} % within {row['sigmas']} sigma" for row in valid.get("coverage", ()))
+    within = ", ".join(
+        f"{100 * row['fraction']:.1f} % within {row['sigmas']} sigma" for row in valid.get("coverage", ())
+    )
     return f"of forces; on the validation set {within or '-'}"
 
 
@@ -188,17 +190,14 @@ def entry(value, indent: int) -> str:
 
 def errors(found: dict) -> None:
     """The errors of metrics.errors: overall, per species and by config_type."""
-    from .metrics import by_kind
+    from .metrics import OF_KIND, by_kind
 
     units = [("energy", "meV/atom"), ("energy_total", "meV/structure"), ("force", "meV/Å"), ("stress", "meV/Å³")]
     rows = [[key.replace("_", " "), unit, found[f"{key}_mae"], found[f"{key}_rmse"]] for key, unit in units]
     if len(found["per_species"]) > 1:
         rows += [[f"force on {s}", "meV/Å", e["force_mae"], e["force_rmse"]] for s, e in found["per_species"].items()]
     table(f"{found['n_frames']} frames", ["", "unit", "MAE", "RMSE"], rows)
-    kinds = [
-        [kind, one["n_frames"], *(one[key] for key in ("energy_bias", "energy_mae", "force_mae", "stress_mae"))]
-        for kind, one in by_kind(found).items()
-    ]
+    kinds = [[kind, one["n_frames"], *(one[key] for key in OF_KIND)] for kind, one in by_kind(found).items()]
     if kinds:
         columns = ["config_type", "frames", "E mean error", "E MAE", "F MAE", "S MAE"]
         table("By kind of structure, meV/atom, meV/Å, meV/Å³", columns, kinds)
@@ -209,7 +208,9 @@ def uncertainties(judged: dict[str, dict]) -> None:
     sizes = []
     for name, found in judged.items():
         correlation, rms = found["rank_correlation"], [found["sigma_rms"], found["error_rms"]]
-        sizes.append([name, found["n_atoms"], correlation and round(correlation, 3), *(round(1000 * x, 1) for x in rms)])
+        sizes.append(
+            [name, found["n_atoms"], correlation and round(correlation, 3), *(round(1000 * x, 1) for x in rms)]
+        )
     columns = ["set", "atoms", "rank correlation", "predicted rms", "actual rms"]
     table("Force errors, meV/Å", columns, sizes)
     rows = [

@@ -10,6 +10,7 @@ from .data import Frame
 
 _SYMMETRIC = np.triu_indices(3)
 SHOWN = 20  # kinds of structures in a table for people
+OF_KIND = ("energy_bias", "energy_mae", "force_mae", "stress_mae")  # what it tells of each
 
 
 class Prediction(NamedTuple):
@@ -38,7 +39,9 @@ def errors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> dict:
     if len(frames) != len(predictions):
         raise ValueError(f"{len(frames)} frames but {len(predictions)} predictions")
     pairs = list(zip(frames, predictions))
-    kinds = sorted({frame.config_type for frame in frames})
+    kinds: dict[str, list] = {}
+    for frame, prediction in pairs:
+        kinds.setdefault(frame.config_type, []).append((frame, prediction))
     labelled = [(f, p) for f, p in pairs if f.forces is not None]
     symbols = np.array([symbol for f, _ in labelled for symbol in f.atoms.symbols])
     forces = _forces(labelled)
@@ -48,7 +51,7 @@ def errors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> dict:
             str(symbol): {"n_atoms": int((symbols == symbol).sum()), **_pair("force", forces[symbols == symbol])}
             for symbol in sorted(set(symbols))
         },
-        "per_config_type": {kind: _overall([pair for pair in pairs if pair[0].config_type == kind]) for kind in kinds},
+        "per_config_type": {kind: _overall(kinds[kind]) for kind in sorted(kinds)},
     }
 
 

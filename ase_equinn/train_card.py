@@ -5,7 +5,7 @@ from __future__ import annotations
 from ase import units
 from ase.data import atomic_numbers
 
-from .metrics import by_kind
+from .metrics import OF_KIND, by_kind
 from .potential import Potential
 from .train_progress import duration, number
 
@@ -71,7 +71,7 @@ def _kind_lines(found: dict[str, dict]) -> list[str]:
     """Where errors sit, for sets of several kinds of structures."""
     rows = [
         f"| {part} | {kind} | {one['n_frames']} | "
-        + " | ".join(number(one[key]) for key in ("energy_bias", "energy_mae", "force_mae", "stress_mae"))
+        + " | ".join(number(one[key]) for key in OF_KIND)
         + " |"
         for part, result in found.items()
         for kind, one in by_kind(result).items()

@@ -9,6 +9,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .data import Frame, write_frames
@@ -77,8 +78,10 @@ def error_table(found: dict[str, dict]) -> Table:
     for name, result in found.items():
         kinds = by_kind(result)
         for title, one in {name: result, **{f"  {kind}": part for kind, part in kinds.items()}}.items():
-            cells = [f"{number(one[f'{key}_mae'])} / {number(one[f'{key}_rmse'])}" for key in ("energy", "force", "stress")]
-            table.add_row(title, str(one["n_frames"]), number(one.get("energy_bias")), *cells)
+            cells = [
+                f"{number(one[f'{key}_mae'])} / {number(one[f'{key}_rmse'])}" for key in ("energy", "force", "stress")
+            ]
+            table.add_row(escape(title), str(one["n_frames"]), number(one.get("energy_bias")), *cells)
     return table
 
 
@@ -94,7 +97,7 @@ def metadata(run: Run, sets: Sets, facts: dict, found: dict[str, dict]) -> dict:
             },
             **ranges(sets.train, run.batches.samples),
         },
-        "errors": found,
+        "errors": {part: {**result, "per_config_type": by_kind(result)} for part, result in found.items()},
         "training": {
             "config": config.model_dump(exclude={"output"}, exclude_none=True),
             "epochs": run.epoch,

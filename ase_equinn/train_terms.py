@@ -39,9 +39,11 @@ def repulsion(config: TrainConfig, species: Sequence[int], samples: Sequence[Bat
         return ZBL(species, radii=[factor * radii[z] for z in species])
 
     low, high = min([1.0, *contacts.ratio.tolist()]), 1.0
-    if contacts.allowed > 0 and _force(scaled(high), contacts) <= contacts.allowed:
+    if not contacts.allowed:
+        return scaled(low)
+    if _force(scaled(high), contacts) <= contacts.allowed:
         return scaled(high)
-    while contacts.allowed > 0 and high - low > 1e-4:
+    while high - low > 1e-4:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if _force(scaled(middle), contacts) <= contacts.allowed else (low, middle)
     return scaled(low)

@@ -124,6 +124,8 @@ CHANGES = {
     "nolimits": {"limits": False},
     "noshift": {"shift": False},
     "energy30to300": {"loss": {"final_energy": 300.0}},
+    "residual": _model(interactions=["residual", "residual"]),
+    "agnostic": _model(interactions=["agnostic", "agnostic"]),
     "basis5": _model(radial={"n_basis": 5}),
     "radial16": _model(radial={"hidden": [16]}),
     "rate0.03": {"training": {"learning_rate": 0.03}},

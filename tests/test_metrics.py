@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from ase import Atoms
+from rich.console import Console
 
 from ase_equinn.data import Frame
 from ase_equinn.metrics import Prediction, by_kind, describe, errors
+from ase_equinn.train_output import error_table
 
 
 def frame(symbols, energy=None, forces=None, stress=None):
@@ -79,3 +81,12 @@ def test_errors_by_kind_of_structure():
     many = [one._replace(config_type=str(i)) for i, one in enumerate(frames * 7)]
     found = errors(many, predictions * 7)
     assert len(found["per_config_type"]) == 21 and by_kind(found) == {}
+
+
+def test_a_kind_that_looks_like_markup_is_shown_as_it_is():
+    frames = [frame("H", 1.0)._replace(config_type=kind) for kind in ("[/bulk]", "surface")]
+    found = errors(frames, [Prediction(1.1, np.zeros((1, 3)), None)] * 2)
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(error_table({"train": found}))
+    assert "[/bulk]" in text.get()
