@@ -32,7 +32,8 @@ CHECKED = 5  # structures in check.xyz
 
 
 class TrainResult(NamedTuple):
-    """`folder` holds the potential; `errors` has those of "train", "valid" and (if given) "test", see metrics.errors.
+    """`folder` holds the potential; `errors` has those of "train", "valid" and (if given) "test" as the header of the
+    potential keeps them: metrics.errors, with the kinds of structures that metrics.by_kind shows.
 
     `stopped` says why the run ended before its last epoch ("the time is up", ...), "" where it did not.
     """
@@ -69,7 +70,8 @@ def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
     else:
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         console.print(f"trained in {duration(run.clock.elapsed())}; use it with EquiCalculator({str(folder)!r})")
-    return TrainResult(folder, potential, found, "interrupted" if run.interrupted else run.stopped)
+    stopped = "interrupted" if run.interrupted else run.stopped
+    return TrainResult(folder, potential, potential.metadata["errors"], stopped)
 
 
 def error_table(found: dict[str, dict]) -> Table:
