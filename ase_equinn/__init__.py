@@ -12,6 +12,7 @@ _HOME = {
     "evaluate": "evaluate_batches",
     "Potential": "potential",
     "Committee": "potential_committee",
+    "mean_potential": "potential_mean",
     "PotentialFileError": "potential",
     "read_header": "potential",
     "shipped_potentials": "potential",

@@ -146,7 +146,7 @@ def header(path: str, found: dict, potential) -> None:
         ["dtype", found["dtype"]],
         ["runs here on", f"{device.type}, operators: {backend}"],
         *([key.replace("_", " "), nested(value)] for key, value in sorted(metadata.items())),
-        *([key.replace("_", " "), text(value)] for key, value in training.items() if not isinstance(value, dict)),
+        *([key.replace("_", " "), nested(value)] for key, value in training.items() if not isinstance(value, dict)),
         ["uncertainties", uncertainty(found.get("uncertainty"))],
         ["written by", f"ase_equinn {found['code_version']}, format {found['format_version']}"],
         ["sha256", found["sha256"]],

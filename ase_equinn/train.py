@@ -18,6 +18,7 @@ from .potential_file import write_atomic
 from .train_checkpoint import CheckpointError, load_checkpoint
 from .train_config import TrainConfig, load_config, to_yaml
 from .train_loop import fit
+from .train_members import FOLDER, finish_mean, member_of
 from .train_module import Run
 from .train_output import TrainResult, finish
 from .train_progress import Display
@@ -39,7 +40,8 @@ def train(
     """The output folder of the config holds the trained potential, its card, logs and plots.
 
     While it runs, the folder holds the best potential so far, and checkpoint/ what a resume needs; checkpoint/ is
-    removed at the end of the run, and kept after Ctrl-C or a kill.
+    removed at the end of the run, and kept after Ctrl-C or a kill. With several `members` their folders are members/0, ...
+    in it, and the mean comes at the end.
 
     Args:
         config: a YAML file, a dictionary or a TrainConfig.
@@ -67,6 +69,34 @@ def train(
         return TrainResult(folder, potential, potential.metadata.get("errors", {}), "finished before")
     sets = read_sets(config, beside=Path(name).parent if name else None, below=data_dir)
     config = resolved(config, sets)
+    if config.members == 1:
+        return _train_network(config, sets, resume, started, console, after_step)
+    return _train_members(config, sets, resume, console, after_step)
+
+
+def _train_members(
+    config: TrainConfig, sets: Sets, resume: bool, console: Console, after_step: Callable[[Run], None]
+) -> TrainResult:
+    """Several networks and their mean; where one is interrupted, what is known of that one."""
+    folder, potentials = Path(config.output), []
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "train.yaml", to_yaml(config).encode())
+    for k in range(config.members):
+        one, parts = member_of(config, sets, k)
+        console.print(f"network {k + 1} of {config.members}: {one.output}")
+        if not _finished(Path(one.output), resume):
+            result = _train_network(one, parts, resume, time.monotonic(), console, after_step)
+            if result.stopped == "interrupted":
+                return result
+        potentials.append(_of_same_run(one))
+    return finish_mean(config, sets, potentials, console)
+
+
+def _train_network(
+    config: TrainConfig, sets: Sets, resume: bool, started: float, console: Console, after_step: Callable[[Run], None]
+) -> TrainResult:
+    """One network, in the folder that the config names."""
+    folder = Path(config.output)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         run, facts = prepare_run(config, sets, folder, resume, started, console)
@@ -115,13 +145,22 @@ def prepare_run(
     return run, {"statistics": found, "identity": identity}
 
 
+def _of_same_run(config: TrainConfig) -> Potential:
+    """The finished potential in the config's folder; CheckpointError where it is of another config."""
+    potential = Potential.load(config.output)
+    before = load_config(potential.metadata["training"]["config"] | {"output": config.output})
+    _check_same_run(_identity(before), _identity(config), Path(config.output))
+    return potential
+
+
 def _checkpoint(folder: Path) -> Path:
     return folder / "checkpoint" / "last.safetensors"
 
 
 def _finished(folder: Path, resume: bool) -> bool:
     """True where a resumed run has nothing left to do; an output folder that is in the way is an error."""
-    unfinished, complete = _checkpoint(folder).exists(), (folder / FILE_NAME).exists()
+    complete = (folder / FILE_NAME).exists()
+    unfinished = _checkpoint(folder).exists() or ((folder / FOLDER).exists() and not complete)
     if not resume and unfinished:
         raise FileExistsError(
             f"output: {folder} holds an unfinished run: resume it, remove it, or choose another folder"

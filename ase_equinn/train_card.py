@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ase import units
 from ase.data import atomic_numbers
 
@@ -20,7 +22,7 @@ def card(potential: Potential, name: str) -> str:
         f"# {name}",
         "",
         f"An interatomic potential for {', '.join(data['elements'])} "
-        f"({', '.join(type(model).__name__ for model in potential.models)}, cutoff {potential.cutoff:g} A, "
+        f"({_models(potential)}, cutoff {potential.cutoff:g} A, "
         f"{sum(p.numel() for p in potential.parameters())} parameters).",
         "",
         "```python",
@@ -59,20 +61,43 @@ def card(potential: Potential, name: str) -> str:
         "",
         "## Training",
         "",
-        f"`equinn train train.yaml`: {training['epochs']} epochs, {training['steps']} steps in "
-        f"{duration(training['seconds'])}; weights averaged up to epoch {training['best_epoch']}.",
+        *_training_lines(training),
         "`check.xyz` holds structures with the energies, forces and stresses that this potential gives in float64.",
         "",
     ]
     return "\n".join(lines)
 
 
+def _models(potential: Potential) -> str:
+    """Their classes: "MACE, ZBL" or "4 MACE, ZBL"."""
+    numbers = Counter(type(model).__name__ for model in potential.models)
+    return ", ".join(name if n == 1 else f"{n} {name}" for name, n in numbers.items())
+
+
+def _training_lines(training: dict) -> list[str]:
+    if "members" not in training:
+        return [
+            f"`equinn train train.yaml`: {training['epochs']} epochs, {training['steps']} steps in "
+            f"{duration(training['seconds'])}; weights averaged up to epoch {training['best_epoch']}."
+        ]
+    return [
+        f"`equinn train train.yaml`: the energy is the mean of {len(training['members'])} networks with other seeds, trained "
+        f"for {duration(training['seconds'])} together.",
+        "",
+        "| seed | epochs | steps | time | weights averaged up to epoch |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {one['seed']} | {one['epochs']} | {one['steps']} | {duration(one['seconds'])} | {one['best_epoch']} |"
+            for one in training["members"]
+        ),
+        "",
+    ]
+
+
 def _kind_lines(found: dict[str, dict]) -> list[str]:
     """Where errors sit, for sets of several kinds of structures."""
     rows = [
-        f"| {part} | {kind} | {one['n_frames']} | "
-        + " | ".join(number(one[key]) for key in OF_KIND)
-        + " |"
+        f"| {part} | {kind} | {one['n_frames']} | " + " | ".join(number(one[key]) for key in OF_KIND) + " |"
         for part, result in found.items()
         for kind, one in by_kind(result).items()
     ]

@@ -168,6 +168,8 @@ class TrainConfig(_Section):
     train_terms, and the network learns what remains: atoms that collide repel, where data say nothing.
     `limits`: node energies of the trained potential stay within what they are in the training set and a margin
     (train_limits), so that the core wins where atoms crowd. For the models that have limits, mace and nequip.
+    `members`: networks trained one after the other with the seeds from `seed` on, whose mean is the potential
+    (train_members): more exact where data are few, at as many times the cost. They share `max_time`.
     """
 
     data: DataConfig
@@ -181,6 +183,7 @@ class TrainConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     max_time: Annotated[str | None, BeforeValidator(_as_time)] = None
     seed: Annotated[int, Field(ge=0)] = 0
+    members: Annotated[int, Field(ge=1, le=32)] = 1
 
     @property
     def max_seconds(self) -> float | None:

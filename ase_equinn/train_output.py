@@ -22,6 +22,7 @@ from .plot import plot_learning_curve, plot_parity, save_figure
 from .potential import Potential
 from .potential_file import write_atomic
 from .train_card import card
+from .train_config import TrainConfig
 from .train_limits import within_limits
 from .train_module import Run
 from .train_progress import duration, number
@@ -49,20 +50,10 @@ def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
     folder = Path(run.config.output)
     bounded = within_limits(run.config, run.best_potential(), of_labelled(run.batches.samples, sets.train))
     potential = complete(bounded, run.term)
-    groups = {"train": sets.train[:: -(-len(sets.train) // run.n_shown)], "valid": sets.valid, "test": sets.test}
-    groups = {name: frames for name, frames in groups.items() if frames}
-    predictions = {name: predict(potential, prepare(frames, potential.cutoffs)) for name, frames in groups.items()}
-    found = {name: errors(frames, predictions[name]) for name, frames in groups.items()}
-    potential.metadata = metadata(run, sets, facts, found)
-    potential.save(folder)
-    write_check(folder / "check.xyz", potential, sets.test or sets.valid)
-    write_atomic(folder / "README.md", card(potential, folder.name).encode())
-    save_figure(
-        plot_parity({name: (frames, predictions[name]) for name, frames in groups.items()}), folder / "parity.png"
-    )
+    potential.metadata = metadata(run, sets, facts)
+    write_folder(folder, potential, sets, run.n_shown, console)
     if run.rows:
         save_figure(plot_learning_curve(run.rows), folder / "learning_curve.png")
-    console.print(error_table(found))
     if run.interrupted:
         console.print(
             f"interrupted: the best potential so far is in {folder}; resume goes on from the last complete epoch"
@@ -72,6 +63,24 @@ def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
         console.print(f"trained in {duration(run.clock.elapsed())}; use it with EquiCalculator({str(folder)!r})")
     stopped = "interrupted" if run.interrupted else run.stopped
     return TrainResult(folder, potential, potential.metadata["errors"], stopped)
+
+
+def write_folder(folder: Path, potential: Potential, sets: Sets, n_shown: int, console: Console) -> None:
+    """Evaluates the potential on all sets (`n_shown` frames of train), adds the errors to its metadata and writes it, its
+    card, check.xyz and the parity plot."""
+    groups = {"train": sets.train[:: -(-len(sets.train) // n_shown)], "valid": sets.valid, "test": sets.test}
+    groups = {name: frames for name, frames in groups.items() if frames}
+    predictions = {name: predict(potential, prepare(frames, potential.cutoffs)) for name, frames in groups.items()}
+    found = {name: errors(frames, predictions[name]) for name, frames in groups.items()}
+    shown = {name: {**result, "per_config_type": by_kind(result)} for name, result in found.items()}
+    potential.metadata = {**potential.metadata, "errors": shown}
+    potential.save(folder)
+    write_check(folder / "check.xyz", potential, sets.test or sets.valid)
+    write_atomic(folder / "README.md", card(potential, folder.name).encode())
+    save_figure(
+        plot_parity({name: (frames, predictions[name]) for name, frames in groups.items()}), folder / "parity.png"
+    )
+    console.print(error_table(found))
 
 
 def error_table(found: dict[str, dict]) -> Table:
@@ -87,19 +96,12 @@ def error_table(found: dict[str, dict]) -> Table:
     return table
 
 
-def metadata(run: Run, sets: Sets, facts: dict, found: dict[str, dict]) -> dict:
-    """What the potential file says about its origin."""
+def metadata(run: Run, sets: Sets, facts: dict) -> dict:
+    """What the potential file says about its origin, but for the errors."""
     config = run.config
     return {
         "level_of_theory": config.data.level_of_theory,
-        "training_data": {
-            "files": {
-                part: [entry.model_dump(exclude_none=True) for entry in getattr(config.data, part)]
-                for part in ("train", "valid", "test")
-            },
-            **ranges(sets.train, run.batches.samples),
-        },
-        "errors": {part: {**result, "per_config_type": by_kind(result)} for part, result in found.items()},
+        "training_data": {"files": files(config), **ranges(sets.train, run.batches.samples)},
         "training": {
             "config": config.model_dump(exclude={"output"}, exclude_none=True),
             "epochs": run.epoch,
@@ -109,6 +111,14 @@ def metadata(run: Run, sets: Sets, facts: dict, found: dict[str, dict]) -> dict:
             "statistics": facts["statistics"],
             **({"stress_offset": run.stress_offset()} if config.loss.stress_offset else {}),
         },
+    }
+
+
+def files(config: TrainConfig) -> dict[str, list[dict]]:
+    """The files of each set with hashes and origins."""
+    return {
+        part: [entry.model_dump(exclude_none=True) for entry in getattr(config.data, part)]
+        for part in ("train", "valid", "test")
     }
 
 
