@@ -8,7 +8,9 @@ Between the limits, some w away from them, E stays itself up to w exp(-distance 
 forces fade, so that a repulsive term decides. rho and near, the two sums of nn_crowding, are about the number of atoms that
 touch this one. Where one is more than rho_max or near_max, about m = 1.9 and 3 times as much, the energy goes over to the upper
 limit: that is some 10 % nearer than any atoms of the training set. Where rho is less than rho_min, below a third of it, it goes
-over to that of an atom alone. train_limits takes all of them from the training set.
+over to that of an atom alone. What a crowded atom knows it keeps: its features go to its neighbours times the factors f of
+rho_max and near_max, or a third atom would hear of two that overlap what no data bound, and pull them together.
+train_limits takes all of them from the training set.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .graph import Graph
+from .irreps import Irreps
 from .nn_crowding import Crowding
 from .ops.symbols import Value, is_symbolic
 
@@ -43,6 +46,13 @@ class Limits(NamedTuple):
     width: float
 
 
+class Surroundings(NamedTuple):
+    """Factors of each atom (n_atoms,): `bound` is 0 for an atom alone, `free` is 0 for a crowded one; otherwise 1."""
+
+    bound: Tensor | Value
+    free: Tensor | Value
+
+
 class EnergyLimits(nn.Module):
     """Limits of the node energies of the model `name`; None: energies stay as they are.
 
@@ -62,6 +72,7 @@ class EnergyLimits(nn.Module):
         if self.limits is None:
             return
         self.crowding = Crowding(species, cutoff)
+        self.register_buffer("one", torch.ones(1, 1), persistent=False)
         for name in Limits._fields[:-1]:
             rows = torch.tensor(getattr(self.limits, name), dtype=torch.float64)[:, None]
             self.register_buffer(name, rows, persistent=False)
@@ -73,23 +84,41 @@ class EnergyLimits(nn.Module):
             return None
         return {**{name: [*rows] for name, rows in zip(Limits._fields, self.limits[:-1])}, "width": self.limits.width}
 
-    def forward(self, energy: Tensor | Value, graph: Graph, vectors: Tensor, species: Tensor) -> Tensor | Value:
-        """The node energies (n_atoms,), limited; vectors (n_edges, 3) in A, species (n_atoms,) indices."""
+    def surroundings(self, graph: Graph, vectors: Tensor, species: Tensor) -> Surroundings | None:
+        """What the other methods want; vectors (n_edges, 3) in A, species (n_atoms,) indices."""
         if self.limits is None:
-            return energy
-
-        def of_atoms(rows: Tensor) -> Tensor | Value:
-            return rows.index_select(0, species).squeeze(1)
-
-        width, alone, high = self.limits.width, of_atoms(self.alone), of_atoms(self.high)
-        above = _softplus(energy + of_atoms(-self.low), width) + of_atoms(self.low)
-        within = _softplus(above * -1.0 + high, width) * -1.0 + high
+            return None
         rho, near = self.crowding(graph, vectors, species)
-        bound = torch.tanh(rho * of_atoms(SHARPNESS / self.rho_min))
-        free = _gate(rho, of_atoms(1.0 / self.rho_max), MIDDLE[0]) * _gate(near, of_atoms(1.0 / self.near_max), MIDDLE[1])
-        bonded = (within + of_atoms(-self.alone)) * bound + alone
-        crowded = bound * (free * -1.0 + 1.0)  # of atoms alone exactly 0
+        free = [
+            _gate(rho, _of_atoms(1.0 / self.rho_max, species), MIDDLE[0]),
+            _gate(near, _of_atoms(1.0 / self.near_max, species), MIDDLE[1]),
+        ]
+        return Surroundings(torch.tanh(rho * _of_atoms(SHARPNESS / self.rho_min, species)), free[0] * free[1])
+
+    def sent(
+        self, x: Sequence[Tensor | Value], irreps: Irreps, around: Surroundings | None
+    ) -> Sequence[Tensor | Value]:
+        """Features (n_atoms, 2l + 1, mul) per irrep as the next layer shall meet them."""
+        if around is None:
+            return x
+        free = around.free if is_symbolic(around.free) else around.free.to(self.one.dtype)
+        rows = {mul: free[:, None, None] @ self.one.expand(1, mul) for mul in {mul for mul, _, _ in irreps}}
+        return [block * rows[mul] for block, (mul, _, _) in zip(x, irreps)]
+
+    def forward(self, energy: Tensor | Value, around: Surroundings | None, species: Tensor) -> Tensor | Value:
+        """The node energies (n_atoms,), limited."""
+        if around is None:
+            return energy
+        width, alone, high = self.limits.width, _of_atoms(self.alone, species), _of_atoms(self.high, species)
+        above = _softplus(energy + _of_atoms(-self.low, species), width) + _of_atoms(self.low, species)
+        within = _softplus(above * -1.0 + high, width) * -1.0 + high
+        bonded = (within + _of_atoms(-self.alone, species)) * around.bound + alone
+        crowded = around.bound * (around.free * -1.0 + 1.0)  # of atoms alone exactly 0
         return bonded + (bonded * -1.0 + high) * crowded
+
+
+def _of_atoms(rows: Tensor, species: Tensor) -> Tensor | Value:
+    return rows.index_select(0, species).squeeze(1)
 
 
 def _gate(crowding: Tensor | Value, unit: Tensor | Value, middle: float) -> Tensor | Value:

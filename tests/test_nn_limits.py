@@ -32,7 +32,8 @@ def limited(x, species=0):
     places = [[9.0 * (k // 2) + 1.4 * (k % 2), 0, 0] for k in range(len(numbers))]
     atoms = Atoms(numbers=[6 if index == 0 else 8 for index in numbers], positions=places)
     graph, vectors = graph_and_vectors(atoms, 4.0)
-    return EnergyLimits("model", LIMITS, [6, 8], 4.0).double()(torch.cat([x, x[:1]]), graph, vectors, numbers)[:-1]
+    limits = EnergyLimits("model", LIMITS, [6, 8], 4.0).double()
+    return limits(torch.cat([x, x[:1]]), limits.surroundings(graph, vectors, numbers), numbers)[:-1]
 
 
 def test_between_the_limits_energies_stay():
@@ -199,3 +200,20 @@ def test_hyperparameters_make_the_same_model(make):
     )
     assert make(**model.hyperparameters).hyperparameters == model.hyperparameters
     assert make([1, 8], 4.0, irreps_hidden="8x0e+8x1o").hyperparameters["limits"] is None
+
+
+@pytest.mark.parametrize("make", [MACE, NequIP])
+def test_crowded_atoms_tell_their_neighbours_nothing(make):
+    """O hears of the far H through the C between them, unless another C overlaps with that one."""
+    torch.manual_seed(0)
+    limits = {"low": [-90.0] * 3, "high": [90.0] * 3, "alone": [0.0] * 3, "rho_min": [1e-3] * 3, "rho_max": [2.0] * 3}
+    limits |= {"near_max": [2.0] * 3, "width": 0.1}
+    options = {"irreps_hidden": "8x0e+8x1o", "avg_num_neighbors": 4.0, "n_layers": 2}
+    model = make([1, 6, 8], 3.0, limits=limits, **options)
+    energies = []
+    for second in (8.0, 1.8):  # where the other C is
+        for height in (0.0, 1.0):
+            atoms = Atoms("OCCH", [[0, 0, 0], [1.6, 0, 0], [second, 0, 0.1], [3.2, 0, height]])
+            atoms.calc = EquiCalculator(Potential([model]), dtype="float64", device="cpu")
+            energies.append(atoms.get_potential_energies()[0])
+    assert abs(energies[1] - energies[0]) > 1e-5 and abs(energies[3] - energies[2]) < 1e-11

@@ -11,7 +11,7 @@ from ..angular import check_lmax, spherical_harmonics
 from ..graph import Graph
 from ..irreps import Irreps
 from ..nn import Linear, SpeciesIndex, silu, tanh
-from ..nn_limits import EnergyLimits
+from ..nn_limits import EnergyLimits, Surroundings
 from ..nn_pairs import find_pairs
 from ..nn_radial import PairRadialNetwork, check_radial
 from ..ops.conv import conv
@@ -194,21 +194,25 @@ class MACE(nn.Module):
 
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
-        scalars = self._scalars(graph, vectors)[self.first_read :]
+        species = self.index(graph.numbers)
+        around = self.limits.surroundings(graph, vectors, species)
+        scalars = self._scalars(graph, vectors, around)[self.first_read :]
         energy = sum(readout(block) for readout, block in zip(self.readouts, scalars))
-        return self.limits(energy, graph, vectors, self.index(graph.numbers))
+        return self.limits(energy, around, species)
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features of every layer side by side (n_atoms, n_layers * n_channels)."""
-        return torch.cat(self._scalars(graph, vectors), dim=1)
+        around = self.limits.surroundings(graph, vectors, self.index(graph.numbers))
+        return torch.cat(self._scalars(graph, vectors, around), dim=1)
 
-    def _scalars(self, graph: Graph, vectors: Tensor) -> list[Tensor]:
+    def _scalars(self, graph: Graph, vectors: Tensor, around: Surroundings | None) -> list[Tensor]:
         """Of each layer the invariant features (n_atoms, n_channels)."""
         species = self.index(graph.numbers)
         lengths, sh = vectors.norm(dim=1), spherical_harmonics(self.lmax, vectors)
         pairs = find_pairs(self.radial.transform is not None, graph, species, self.species)
         x, out = [self.embedding[:, None]], []
         for k, (interaction, layer) in enumerate(zip(self.interactions, self.products)):
+            x = self.limits.sent(x, self.products[k - 1].linear.irreps_out, around) if k else x
             messages, bypass = interaction(x, (lengths, sh, pairs, k == 0), graph, species)
             x = layer(messages, species)
             x = [

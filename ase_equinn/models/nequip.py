@@ -12,7 +12,7 @@ from ..angular import spherical_harmonics
 from ..graph import Graph
 from ..irreps import Irreps
 from ..nn import Gate, Linear, RadialNetwork, SpeciesIndex
-from ..nn_limits import EnergyLimits
+from ..nn_limits import EnergyLimits, Surroundings
 from ..ops.conv import conv
 from ..ops.paths import ConvPaths
 from ..radial import BASES, polynomial_envelope
@@ -24,7 +24,9 @@ class Interaction(nn.Module):
     The two maps of x alone are `linear_in` and `self_connection`; `forward` does the rest.
     """
 
-    def __init__(self, irreps_in: Irreps, irreps_out: Irreps, lmax: int, radial, n_species: int, avg_num_neighbors: float):
+    def __init__(
+        self, irreps_in: Irreps, irreps_out: Irreps, lmax: int, radial, n_species: int, avg_num_neighbors: float
+    ):
         super().__init__()
         self.linear_in = Linear(irreps_in, irreps_in)
         reachable = ConvPaths(irreps_in, lmax, irreps_out).irreps_out
@@ -113,15 +115,21 @@ class NequIP(nn.Module):
 
     def forward(self, graph: Graph, vectors: Tensor) -> Tensor:
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
-        energy = self.readout([self.descriptors(graph, vectors)[:, None]])[0].flatten()
-        return self.limits(energy, graph, vectors, self.index(graph.numbers))
+        species = self.index(graph.numbers)
+        around = self.limits.surroundings(graph, vectors, species)
+        energy = self.readout([self._scalars(graph, vectors, around)[:, None]])[0].flatten()
+        return self.limits(energy, around, species)
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features (n_atoms, n_channels) before the readout."""
+        return self._scalars(graph, vectors, self.limits.surroundings(graph, vectors, self.index(graph.numbers)))
+
+    def _scalars(self, graph: Graph, vectors: Tensor, around: Surroundings | None) -> Tensor:
         species = self.index(graph.numbers)
         lengths, sh = vectors.norm(dim=1), spherical_harmonics(self.lmax, vectors)
         x, elements = [self.embedding[:, None]], torch.arange(len(self.species), device=species.device)
         for k, layer in enumerate(self.layers):
+            x = self.limits.sent(x, self.layers[k - 1].irreps_out, around) if k else x
             sent, own = layer.linear_in(x), layer.self_connection(x, species if k else elements)
             if k == 0:  # atoms of an element still are alike: one row each, until here
                 sent, own = ([block.index_select(0, species) for block in blocks] for blocks in (sent, own))

@@ -60,7 +60,9 @@ class Interaction(nn.Module):
         )
         scalars = Irreps([(n_channels, 0, 1)])
         self.paths = ConvPaths(scalars, 0, scalars)
-        self.tabulate = Tabulator(partial(_basis_and_envelope, basis), basis.cutoff, max(64, KNOTS_PER_GAUSSIAN * basis.n))
+        self.tabulate = Tabulator(
+            partial(_basis_and_envelope, basis), basis.cutoff, max(64, KNOTS_PER_GAUSSIAN * basis.n)
+        )
         self.avg_num_neighbors, self.backend = avg_num_neighbors, "auto"
 
     def radial(self, lengths: Tensor) -> Tensor:

@@ -97,9 +97,7 @@ class Trace:
         return Value(self, View(len(self.rows) - 1, 0, dim, n, n), (dim, n) if shape is None else shape)
 
     def record(self, kind: str, inputs: Sequence["Value"], outputs: Sequence["Value"], **fixed) -> None:
-        self.ops.append(
-            Op(kind, tuple(value.view for value in inputs), tuple(value.view for value in outputs), fixed)
-        )
+        self.ops.append(Op(kind, tuple(value.view for value in inputs), tuple(value.view for value in outputs), fixed))
 
 
 class Symbol:
@@ -225,13 +223,19 @@ class Value(Symbol):
         return out
 
     def __getitem__(self, index) -> "Value":
-        """x[:, 0], x[:, None] and x[:, :, a:b] of scalar features."""
+        """x[:, 0], x[:, None], x[:, None, None] and x[:, :, a:b] of scalar features."""
         view, rest = self.view, tuple(index[1:]) if isinstance(index, tuple) and index[0] == slice(None) else ()
         if len(self._shape) == 2 and view.dim == 1 and rest == (0,):
             return Value(self.trace, view, (view.n,))
-        if len(self._shape) == 1 and rest == (None,):
+        if rest and len(self._shape) + len(rest) == 2 and set(rest) == {None}:
             return Value(self.trace, view, (1, view.n))
-        if len(self._shape) == 2 and view.dim == 1 and len(rest) == 2 and rest[0] == slice(None) and isinstance(rest[1], slice):
+        if (
+            len(self._shape) == 2
+            and view.dim == 1
+            and len(rest) == 2
+            and rest[0] == slice(None)
+            and isinstance(rest[1], slice)
+        ):
             start, stop, step = rest[1].indices(view.n)
             if step == 1 and stop > start:
                 part = view._replace(offset=view.offset + start, n=stop - start)
@@ -261,7 +265,7 @@ def is_symbolic(*things) -> bool:
 
 def gather(trace: Trace, rows: Tensor) -> Value:
     """Each atom gets the row of its species from `rows` (n_species, dim, n) or (n_species, n)."""
-    dim, n = (rows.shape[1:] if rows.dim() == 3 else (1, rows.shape[1]))
+    dim, n = rows.shape[1:] if rows.dim() == 3 else (1, rows.shape[1])
     out = trace.new(dim, n, tuple(rows.shape[1:]))
     trace.record("gather", [], [out], rows=rows)
     return out
