@@ -135,10 +135,10 @@ def header(path: str, found: dict, potential) -> None:
     backend = use_backend(potential.to(device), "auto")
     metadata = dict(found["metadata"])
     trained_errors, training = metadata.pop("errors", {}), metadata.pop("training", {})
-    rows = [
-        ["model", nested({model["architecture"]: model["hyperparameters"], "scale": model["scale"]})]
-        for model in found["models"]
-    ]
+    rows = []
+    for first, *rest in kinds_of_models(found["models"]):
+        label = f"{1 + len(rest)} networks, the first" if rest else "model"
+        rows.append([label, nested({first["architecture"]: first["hyperparameters"], "scale": first["scale"]})])
     rows += [
         ["species", " ".join(chemical_symbols[z] for z in found["species"])],
         ["cutoff", f"{found['cutoff']:g} Å"],
@@ -158,6 +158,15 @@ def header(path: str, found: dict, potential) -> None:
     if trained_errors:
         out().print("[bold]Errors[/]")
         out().print(error_table(trained_errors))
+
+
+def kinds_of_models(models: list[dict]) -> list[list[dict]]:
+    """The models of a header, those that differ in their weights, scales and limits alone together."""
+    kinds: dict[str, list[dict]] = {}
+    for model in models:
+        fixed = {key: value for key, value in model["hyperparameters"].items() if key != "limits"}
+        kinds.setdefault(str((model["architecture"], fixed)), []).append(model)
+    return list(kinds.values())
 
 
 def uncertainty(entry: dict | None) -> str:
