@@ -162,10 +162,12 @@ def header(path: str, found: dict, potential) -> None:
 
 def kinds_of_models(models: list[dict]) -> list[list[dict]]:
     """The models of a header, those that differ in their weights, scales and limits alone together."""
+    from .potential_file import canonical_json
+
     kinds: dict[str, list[dict]] = {}
     for model in models:
         fixed = {key: value for key, value in model["hyperparameters"].items() if key != "limits"}
-        kinds.setdefault(str((model["architecture"], fixed)), []).append(model)
+        kinds.setdefault(canonical_json([model["architecture"], fixed]), []).append(model)
     return list(kinds.values())
 
 

@@ -15,6 +15,7 @@ import ase_equinn
 
 from .potential import ARCHITECTURES, Potential
 from .potential_build import build_potential
+from .potential_common import check_same_species
 from .potential_file import MAX_MEMBERS, PotentialFileError, decode, encode, write_atomic
 from .potential_find import file_of, find_potential
 from .uncertainty_spread import Spread
@@ -80,9 +81,8 @@ def check_members(members: Sequence[Potential]) -> None:
     """Raises ValueError unless these can be a committee."""
     if not LEAST_MEMBERS <= len(members) <= MAX_MEMBERS:
         raise ValueError(f"a committee has {LEAST_MEMBERS} to {MAX_MEMBERS} potentials, got {len(members)}")
+    check_same_species([member.species for member in members])
     for k, member in enumerate(members):
-        if member.species != members[0].species:
-            raise ValueError(f"member 0 knows the elements {members[0].species}, member {k} knows {member.species}")
         for j, other in enumerate(members[:k]):
             if _same_weights(member, other):
                 raise ValueError(f"members {j} and {k} have the same weights: equal members never disagree")

@@ -16,6 +16,13 @@ def common_species(models: list[nn.Module]) -> tuple[int, ...]:
     return tuple(sorted(common))
 
 
+def check_same_species(species: list[tuple[int, ...]]) -> None:
+    """Raises ValueError unless the members of a committee or a mean know the same elements."""
+    for k, own in enumerate(species):
+        if own != species[0]:
+            raise ValueError(f"member 0 knows the elements {species[0]}, member {k} knows {own}")
+
+
 def distinct_cutoffs(models: list[nn.Module]) -> tuple[float, ...]:
     """In A, descending."""
     cutoffs = {float(model.cutoff) for model in models}

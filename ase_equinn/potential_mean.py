@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from .potential import Potential
+from .potential_common import check_same_species
 from .potential_file import canonical_json
 
 
@@ -25,11 +26,7 @@ def mean_potential(potentials: Sequence[Potential]) -> Potential:
     """
     if not potentials:
         raise ValueError("the mean of no potentials was asked for")
-    for k, potential in enumerate(potentials):
-        if potential.species != potentials[0].species:
-            raise ValueError(
-                f"potential 0 knows the elements {potentials[0].species}, potential {k} knows {potential.species}"
-            )
+    check_same_species([potential.species for potential in potentials])
     parts: dict[object, tuple[nn.Module, float]] = {}
     for potential in potentials:
         for model, scale in zip(potential.models, potential.scale, strict=True):

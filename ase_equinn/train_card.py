@@ -40,7 +40,7 @@ def card(potential: Potential, name: str) -> str:
         "",
         *_kind_lines({part: facts["errors"][part] for part in PARTS if part in facts["errors"]}),
         *_offset_lines(training),
-        "Forces and stresses by component. The weights have the least loss on `valid`; `test` was looked at once.",
+        "Forces and stresses by component. The weights have the least loss on `valid`; nothing was fitted to `test`.",
         "",
         "## Data",
         "",

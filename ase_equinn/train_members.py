@@ -30,7 +30,7 @@ def member_of(config: TrainConfig, sets: Sets, k: int) -> tuple[TrainConfig, Set
         "max_time": None if seconds is None else f"{SHARE * seconds / config.members:.3f}s",
         "data": config.data.model_copy(update={"test": []}),
     }
-    return config.model_copy(update=changed), sets._replace(test=[], files={**sets.files, "test": []})
+    return config.model_copy(update=changed), sets._replace(test=[])
 
 
 def finish_mean(config: TrainConfig, sets: Sets, potentials: Sequence[Potential], console: Console) -> TrainResult:

@@ -107,6 +107,7 @@ CHANGES = {
     "batch4": {"training": {"batch_size": 4}},
     "batch10": {"training": {"batch_size": 10}},
     "ema0.999": {"training": {"ema": 0.999}},
+    "constant0.005-ema0.9995": {"training": {"schedule": "constant", "learning_rate": 0.005, "ema": 0.9995}},
     "ema0": {"training": {"ema": 0.0}},
     "adamw": {"training": {"optimizer": "adamw"}},
     "schedulefree": {"training": {"optimizer": "adamw", "schedule": "constant"}},

@@ -16,15 +16,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from ase import Atoms, units
-
 from ase_equinn import EquiCalculator
+from ase_equinn.elastic import elastic_constants
 from ase_equinn.plot import save_figure
 from ase_equinn.plot_properties import plot_properties
 from ase_equinn.potential_file import write_atomic
-from ase_equinn.properties_crystal import crystal
 from ase_equinn.properties import DYNAMICS, Properties, as_dict, dynamics_rows, elastic_names, properties
+from ase_equinn.properties_crystal import crystal
 
 
 class Reference(NamedTuple):
@@ -63,33 +61,14 @@ def compared(found: Properties, reference: Reference) -> list[tuple[str, float, 
     return listed
 
 
-def stress_slopes(atoms: Atoms, calculator, strain: float = 0.002) -> dict[str, float]:
-    """d(stress)/d(strain) of a cubic crystal as it is, GPa: what the stresses of strained cells tell, their zero left aside.
-
-    Without pressure these are C11, C12 and C44; under the pressure p, C11 - p, C12 + p and C44 - p of elastic.py.
-    """
-    found = []
-    for place in ((0, 0), (1, 2)):
-        ends = []
-        for sign in (1, -1):
-            deformation = np.eye(3)
-            deformation[place] += sign * strain / 2
-            deformation[place[::-1]] += sign * strain / 2
-            strained = atoms.copy()
-            strained.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
-            ends.append(calculator.get_stress(strained) / units.GPa)
-        found.append((ends[0] - ends[1]) / (2 * strain))
-    return {"C11": float(found[0][0]), "C12": float(found[0][1:3].mean()), "C44": float(found[1][3])}
-
-
 def at_reference(name: str, symbol: str) -> str:
-    """The slopes at DFT's lattice constant, beside those of the labels, which were taken there."""
-    reference, calculator = REFERENCES[symbol], EquiCalculator(name, dtype="float64")
-    atoms = crystal(symbol)
+    """How stresses change with strain at DFT's lattice constant, beside the labels, which were taken there: C11 - p, C12 + p, C44 - p."""
+    reference, atoms = REFERENCES[symbol], crystal(symbol)
     atoms.set_cell(atoms.cell.array * (reference.a / atoms.cell.lengths()[0]), scale_atoms=True)
-    slopes = stress_slopes(atoms, calculator)
+    found = elastic_constants(atoms, EquiCalculator(name, dtype="float64"))
+    pressure = -found.residual_stress[:3].mean()
+    slopes = {key: value + (pressure if key == "C12" else -pressure) for key, value in elastic_names(found).items()}
     values = ", ".join(f"{key} {slopes[key]:.1f} ({dft:g})" for key, dft in reference.elastic.items())
-    pressure = -calculator.get_stress(atoms)[:3].mean() / units.GPa
     return f"At DFT's {reference.a} Å (here at {pressure:.2f} GPa) stresses change with strain by {values} GPa (DFT)."
 
 

@@ -78,7 +78,7 @@ def test_what_cannot_be_averaged():
     with pytest.raises(ValueError, match="no potentials"):
         mean_potential([])
     other = Potential(SchNet([1, 6], 4.0, n_channels=8, n_layers=2, n_basis=4).double())
-    with pytest.raises(ValueError, match=r"potential 0 knows the elements \(1, 6, 8\), potential 1 knows \(1, 6\)"):
+    with pytest.raises(ValueError, match=r"member 0 knows the elements \(1, 6, 8\), member 1 knows \(1, 6\)"):
         mean_potential([one(0), other])
     with pytest.raises(ValueError, match="disagree on dtype"):
         mean_potential([one(0), one(1).float()])

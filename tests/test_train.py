@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ase.io import read
-from labelled import copper, label, save
+from labelled import copper, label, same, save, tensors, three_sets
 
 from ase_equinn import train_schedule
 from ase_equinn.calculator import EquiCalculator
@@ -26,23 +26,13 @@ MODEL = {"name": "schnet", "cutoff": 4.0, "n_channels": 8, "n_layers": 1, "n_bas
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    files = {"train": copper(12), "valid": copper(4, seed=1), "test": copper(4, seed=2)}
-    return {name: save(folder / f"{name}.xyz", images) for name, images in files.items()}
+    return three_sets(tmp_path_factory.mktemp("data"))
 
 
 def config(sets, output, epochs=4, **more):
     training = {"epochs": epochs, "batch_size": 4, "learning_rate": 0.01} | more.pop("training", {})
     files = {"train": sets["train"], "valid": sets["valid"]} | more.pop("data", {})
     return {"data": files, "output": str(output), "model": MODEL, "training": training} | more
-
-
-def tensors(folder):
-    return Potential.load(folder).state_dict()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def log(folder):

@@ -5,9 +5,8 @@ import signal
 
 import numpy as np
 import pytest
-import torch
 from ase.io import read
-from labelled import copper, save
+from labelled import same, tensors, three_sets
 
 from ase_equinn.calculator import EquiCalculator
 from ase_equinn.potential import Potential
@@ -22,9 +21,7 @@ MODEL = {"name": "schnet", "cutoff": 4.0, "n_channels": 8, "n_layers": 2, "n_bas
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    files = {"train": copper(12), "valid": copper(4, seed=1), "test": copper(4, seed=2)}
-    return {name: save(folder / f"{name}.xyz", images) for name, images in files.items()}
+    return three_sets(tmp_path_factory.mktemp("data"))
 
 
 def config(data, output, members=3, **more):
@@ -45,11 +42,6 @@ def forces(potential, atoms):
     return atoms.get_forces()
 
 
-def same(a, b):
-    a, b = (Potential.load(folder).state_dict() for folder in (a, b))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def test_the_potential_is_the_mean_of_networks_with_seeds_of_their_own(finished, data, tmp_path):
     folder, _ = finished
     atoms = read(data["test"], "0")
@@ -57,7 +49,7 @@ def test_the_potential_is_the_mean_of_networks_with_seeds_of_their_own(finished,
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(own, own[1:]))
     np.testing.assert_allclose(forces(folder, atoms), np.mean(own, axis=0), atol=1e-10)
     alone = train(config(data, tmp_path / "one", members=1, seed=6), quiet=True)
-    assert same(alone.folder, folder / "members" / "1")
+    assert same(tensors(alone.folder), tensors(folder / "members" / "1"))
 
 
 def test_the_folder_says_all_of_it(finished):
@@ -95,7 +87,7 @@ def test_stopped_in_one_and_resumed(finished, data, tmp_path):
     before = (tmp_path / "stopped/members/0/model.safetensors").stat().st_mtime_ns
     again = train(settings, quiet=True, resume=True)
     assert (tmp_path / "stopped/members/0/model.safetensors").stat().st_mtime_ns == before
-    assert same(tmp_path / "stopped", finished[0]) and again.errors == finished[1].errors
+    assert same(tensors(tmp_path / "stopped"), tensors(finished[0])) and again.errors == finished[1].errors
     assert train(settings, quiet=True, resume=True).errors == again.errors  # finished: nothing more happens
 
 

@@ -196,18 +196,18 @@ class MACE(nn.Module):
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
         species = self.index(graph.numbers)
         around = self.limits.surroundings(graph, vectors, species)
-        scalars = self._scalars(graph, vectors, around)[self.first_read :]
+        scalars = self._scalars(graph, vectors, species, around)[self.first_read :]
         energy = sum(readout(block) for readout, block in zip(self.readouts, scalars))
         return self.limits(energy, around, species)
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features of every layer side by side (n_atoms, n_layers * n_channels)."""
-        around = self.limits.surroundings(graph, vectors, self.index(graph.numbers))
-        return torch.cat(self._scalars(graph, vectors, around), dim=1)
-
-    def _scalars(self, graph: Graph, vectors: Tensor, around: Surroundings | None) -> list[Tensor]:
-        """Of each layer the invariant features (n_atoms, n_channels)."""
         species = self.index(graph.numbers)
+        around = self.limits.surroundings(graph, vectors, species)
+        return torch.cat(self._scalars(graph, vectors, species, around), dim=1)
+
+    def _scalars(self, graph: Graph, vectors: Tensor, species: Tensor, around: Surroundings | None) -> list[Tensor]:
+        """Of each layer the invariant features (n_atoms, n_channels)."""
         lengths, sh = vectors.norm(dim=1), spherical_harmonics(self.lmax, vectors)
         pairs = find_pairs(self.radial.transform is not None, graph, species, self.species)
         x, out = [self.embedding[:, None]], []

@@ -117,15 +117,15 @@ class NequIP(nn.Module):
         """Node energies (n_atoms,) in the units of the scale that Potential applies; vectors (n_edges, 3) in A."""
         species = self.index(graph.numbers)
         around = self.limits.surroundings(graph, vectors, species)
-        energy = self.readout([self._scalars(graph, vectors, around)[:, None]])[0].flatten()
+        energy = self.readout([self._scalars(graph, vectors, species, around)[:, None]])[0].flatten()
         return self.limits(energy, around, species)
 
     def descriptors(self, graph: Graph, vectors: Tensor) -> Tensor:
         """The invariant features (n_atoms, n_channels) before the readout."""
-        return self._scalars(graph, vectors, self.limits.surroundings(graph, vectors, self.index(graph.numbers)))
-
-    def _scalars(self, graph: Graph, vectors: Tensor, around: Surroundings | None) -> Tensor:
         species = self.index(graph.numbers)
+        return self._scalars(graph, vectors, species, self.limits.surroundings(graph, vectors, species))
+
+    def _scalars(self, graph: Graph, vectors: Tensor, species: Tensor, around: Surroundings | None) -> Tensor:
         lengths, sh = vectors.norm(dim=1), spherical_harmonics(self.lmax, vectors)
         x, elements = [self.embedding[:, None]], torch.arange(len(self.species), device=species.device)
         for k, layer in enumerate(self.layers):
