@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 from rich.console import Console
@@ -21,9 +21,10 @@ from .train_loop import fit
 from .train_members import FOLDER, finish_mean, member_of
 from .train_module import Run
 from .train_output import TrainResult, finish
-from .train_progress import Display
+from .train_progress import Display, number
 from .train_schedule import Clock
 from .train_sets import Sets, read_sets, resolved
+from .train_start import check_species, narrower, with_start
 from .train_statistics import build_potential, check_model, species_of, statistics
 from .train_terms import complete, repulsion, without
 
@@ -59,7 +60,9 @@ def train(
     name = config if isinstance(config, (str, Path)) else None
     config = load_config(config)
     if max_time is not None:
-        config = load_config(config.model_dump() | {"max_time": max_time})
+        config = load_config(config.model_dump(exclude_unset=True) | {"max_time": max_time})
+    beside = Path(name).parent if name else None
+    config, starts = with_start(config, beside)
     check_model(config.model)
     console = Console(quiet=quiet)
     folder = Path(config.output)
@@ -67,15 +70,23 @@ def train(
         console.print(f"{folder} holds a finished potential: nothing to resume")
         potential = Potential.load(folder)
         return TrainResult(folder, potential, potential.metadata.get("errors", {}), "finished before")
-    sets = read_sets(config, beside=Path(name).parent if name else None, below=data_dir)
+    if config.start:
+        part = f", network 1 of its {len(starts)}" if len(starts) > 1 == config.members else ""
+        console.print(f"starting from {config.start.file}{part}")
+    sets = read_sets(config, beside=beside, below=data_dir)
     config = resolved(config, sets)
     if config.members == 1:
-        return _train_network(config, sets, resume, started, console, after_step)
-    return _train_members(config, sets, resume, console, after_step)
+        return _train_network(config, sets, starts[0], resume, started, console, after_step)
+    return _train_members(config, sets, starts, resume, console, after_step)
 
 
 def _train_members(
-    config: TrainConfig, sets: Sets, resume: bool, console: Console, after_step: Callable[[Run], None]
+    config: TrainConfig,
+    sets: Sets,
+    starts: Sequence[Potential | None],
+    resume: bool,
+    console: Console,
+    after_step: Callable[[Run], None],
 ) -> TrainResult:
     """Several networks and their mean; where one is interrupted, what is known of that one."""
     folder, potentials = Path(config.output), []
@@ -85,7 +96,8 @@ def _train_members(
         one, parts = member_of(config, sets, k)
         console.print(f"network {k + 1} of {config.members}: {one.output}")
         if not _finished(Path(one.output), resume):
-            result = _train_network(one, parts, resume, time.monotonic(), console, after_step)
+            start = starts[k % len(starts)]
+            result = _train_network(one, parts, start, resume, time.monotonic(), console, after_step)
             if result.stopped == "interrupted":
                 return result
         potentials.append(_of_same_run(one))
@@ -93,13 +105,19 @@ def _train_members(
 
 
 def _train_network(
-    config: TrainConfig, sets: Sets, resume: bool, started: float, console: Console, after_step: Callable[[Run], None]
+    config: TrainConfig,
+    sets: Sets,
+    start: Potential | None,
+    resume: bool,
+    started: float,
+    console: Console,
+    after_step: Callable[[Run], None],
 ) -> TrainResult:
     """One network, in the folder that the config names."""
     folder = Path(config.output)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        run, facts = prepare_run(config, sets, folder, resume, started, console)
+        run, facts = prepare_run(config, sets, start, folder, resume, started, console)
         with Display(console, folder / "log.csv") as display:
             run.report = lambda row: _epoch_done(run, display, folder)
             fit(run, _checkpoint(folder), extra=facts, after_step=lambda run: (display.step(run), after_step(run)))
@@ -107,14 +125,23 @@ def _train_network(
 
 
 def prepare_run(
-    config: TrainConfig, sets: Sets, folder: Path, resume: bool, started: float, console: Console
+    config: TrainConfig,
+    sets: Sets,
+    start: Potential | None,
+    folder: Path,
+    resume: bool,
+    started: float,
+    console: Console,
 ) -> tuple[Run, dict]:
     """(run, facts): everything up to the first step, or what a checkpoint says; facts go into every checkpoint."""
     samples = prepare(sets.train, [config.model.cutoff])
     species = species_of([*sets.train, *sets.isolated])
+    if start:
+        check_species(start, species)
+        species = start.species
     valid_samples = prepare(sets.valid, [config.model.cutoff], species)
     prepare(sets.test, [config.model.cutoff], species)
-    term = repulsion(config, species, of_labelled(samples, sets.train))
+    term = narrower(repulsion(config, species, of_labelled(samples, sets.train)), start)
     train, valid = without(sets.train, term), without(sets.valid, term)
     samples, valid_samples = relabelled(samples, train), relabelled(valid_samples, valid)
     checkpoint = load_checkpoint(_checkpoint(folder)) if resume and _checkpoint(folder).exists() else None
@@ -123,7 +150,7 @@ def prepare_run(
         _check_same_run(checkpoint.state["identity"], identity, _checkpoint(folder))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "train.yaml", to_yaml(config).encode())
-    found = checkpoint.state["statistics"] if checkpoint else statistics(config, train, sets.isolated, samples)
+    found = checkpoint.state["statistics"] if checkpoint else statistics(config, train, sets.isolated, samples, start)
     n_steps = config.training.epochs * -(-len(samples) // config.training.batch_size)
     elapsed = (checkpoint.state["elapsed"] if checkpoint else 0.0) + time.monotonic() - started
     groups = {"train": sets.train, "valid": sets.valid, "test": sets.test, "isolated": sets.isolated}
@@ -132,16 +159,21 @@ def prepare_run(
     show(report, console)
     run = Run(
         config,
-        build_potential(config, found),
+        build_potential(config, found, start),
         samples,
         (valid, valid_samples),
         Clock(config.max_seconds, n_steps, elapsed),
         term,
         n_test=len(sets.test),
+        start=start,
     )
     if checkpoint:
         run.restore(checkpoint)
         console.print(f"resumed after epoch {run.epoch}, {run.clock.elapsed():.0f} s into the run")
+    elif start:
+        valid = run.keep_start()
+        shown = ", ".join(number(valid[key]) for key in ("energy_mae", "force_mae", "stress_mae"))
+        console.print(f"before the first step: validation MAE {shown} (meV/atom, meV/A, meV/A^3)")
     return run, {"statistics": found, "identity": identity}
 
 
@@ -173,6 +205,7 @@ def _finished(folder: Path, resume: bool) -> bool:
 def _identity(config: TrainConfig) -> dict:
     """What must be the same when a run is resumed."""
     content = config.model_dump(exclude={"output", "max_time"})
+    content["start"] = config.start and config.start.sha256
     for part in ("train", "valid", "test"):
         content["data"][part] = [entry["sha256"] for entry in content["data"][part]]
     return content

@@ -75,12 +75,16 @@ def _models(potential: Potential) -> str:
 
 
 def _training_lines(training: dict) -> list[str]:
+    start = training["config"].get("start")
+    begin = [f"It began with the weights of `{start['file']}` (sha256 {start['sha256']}).", ""] if start else []
     if "members" not in training:
         return [
+            *begin,
             f"`equinn train train.yaml`: {training['epochs']} epochs, {training['steps']} steps in "
-            f"{duration(training['seconds'])}; weights averaged up to epoch {training['best_epoch']}."
+            f"{duration(training['seconds'])}; {_chosen(training)}.",
         ]
     return [
+        *begin,
         f"`equinn train train.yaml`: the energy is the mean of {len(training['members'])} networks with other seeds, trained "
         f"for {duration(training['seconds'])} together.",
         "",
@@ -92,6 +96,12 @@ def _training_lines(training: dict) -> list[str]:
         ),
         "",
     ]
+
+
+def _chosen(training: dict) -> str:
+    if training["best_epoch"] == 0 and training["config"].get("start"):
+        return "no epoch had less loss on `valid` than the weights it began with, which these are"
+    return f"weights averaged up to epoch {training['best_epoch']}"
 
 
 def _kind_lines(found: dict[str, dict]) -> list[str]:

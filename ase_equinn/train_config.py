@@ -127,6 +127,7 @@ class LossConfig(_Section):
 # Muon where it was measured to be better, see benchmarks/ablation.md.
 OPTIMIZERS = {"mace": "muon", "nequip": "muon", "tfn": "adamw", "schnet": "adamw"}
 LEARNING_RATES = {"mace": 0.01, "nequip": 0.01, "tfn": 0.02, "schnet": 0.005}
+TRAINED = 0.3  # times as much for a network that is trained already
 
 
 class TrainingConfig(_Section):
@@ -170,6 +171,9 @@ class TrainConfig(_Section):
     (train_limits), so that the core wins where atoms crowd. For the models that have limits, mace and nequip.
     `members`: networks trained one after the other with the seeds from `seed` on, whose mean is the potential
     (train_members): more exact where data are few, at as many times the cost. They share `max_time`.
+    `start`: a trained potential (folder, file or shipped name) whose weights, scale, shifts and reference energies the run
+    begins with (train_start); `model` is left out then, and the learning rate is 0.3 times as large. Of a mean of networks
+    `members` take one each, in turn.
     """
 
     data: DataConfig
@@ -184,6 +188,7 @@ class TrainConfig(_Section):
     max_time: Annotated[str | None, BeforeValidator(_as_time)] = None
     seed: Annotated[int, Field(ge=0)] = 0
     members: Annotated[int, Field(ge=1, le=32)] = 1
+    start: Annotated[DataFile | None, BeforeValidator(_as_file)] = None
 
     @property
     def max_seconds(self) -> float | None:

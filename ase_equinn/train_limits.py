@@ -19,10 +19,15 @@ from .train_terms import with_models
 # energies to 1e-5 eV per atom.
 MARGIN_BELOW, MARGIN_ABOVE, LIMIT_WIDTH = 0.12, 5.0, 0.012
 LEAST_CROWDING = 0.01  # atoms with less are alone
+_WIDER = {"low": min, "high": max, "rho_min": min, "rho_max": max, "near_max": max}
 
 
-def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[Batch]) -> Potential:
+def within_limits(
+    config: TrainConfig, potential: Potential, samples: Sequence[Batch], start: Potential | None = None
+) -> Potential:
     """The trained potential with limits for each element: its node energies and crowding in the training `samples`, and margins.
+
+    They are no narrower than those of `start`, the potential that the training began with.
 
     An atom alone has the reference energy. As it is, where the config wants none, names its own, or the model has none.
 
@@ -45,6 +50,9 @@ def within_limits(config: TrainConfig, potential: Potential, samples: Sequence[B
         limits["rho_min"].append(min(rho, default=LEAST_CROWDING))
         limits["rho_max"].append(max(rho, default=LEAST_CROWDING))
         limits["near_max"].append(max([LEAST_CROWDING, *near[species == index].tolist()]))
+    before = start.models[0].hyperparameters.get("limits") if start else None
+    for name, wider in _WIDER.items() if before else ():
+        limits[name] = list(map(wider, limits[name], before[name]))
     bounded = type(network)(**network.hyperparameters | {"limits": limits})
     bounded = bounded.to(device=potential.device, dtype=potential.dtype)
     bounded.load_state_dict(network.state_dict())

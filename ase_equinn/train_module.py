@@ -35,7 +35,8 @@ class Run:
         potential, averaged: the trained weights and their exponential moving average, which is validated and saved.
         term: what the labels were freed of, see train_terms; the potentials here lack it.
         epoch, step: completed ones. rows: one dict per epoch, the lines of log.csv.
-        best_loss, best_epoch, best: validation loss, epoch and weights of the best average so far.
+        start: the trained potential that the weights were taken from, if any.
+        best_loss, best_epoch, best: validation loss, epoch and weights of the best average so far; epoch 0 is `start`.
     """
 
     def __init__(
@@ -48,15 +49,18 @@ class Run:
         term: ZBL | None = None,
         n_test: int = 0,
         report: Callable[[dict], None] = lambda row: None,
+        start: Potential | None = None,
     ):
         training = config.training
         self.config, self.clock, self.term, self.report, self.n_test = config, clock, term, report, n_test
+        self.start = start
         self.n_shown = min(TRAIN_SHOWN, len(samples))  # training frames that are evaluated at the end
         self.potential, self.averaged = potential.train(), copy.deepcopy(potential).eval().requires_grad_(False)
         self.batches = EpochBatches(samples, training.batch_size, config.seed)
         self.valid_frames, self.valid_samples = valid
         self.parameters = list(potential.parameters())
-        self.offset = torch.zeros(1, dtype=potential.dtype, device=potential.device).requires_grad_()
+        offset = start.metadata.get("training", {}).get("stress_offset", 0.0) / OFFSET_UNIT if start else 0.0
+        self.offset = torch.full((1,), offset, dtype=potential.dtype, device=potential.device).requires_grad_()
         self.fitted = [*self.parameters, *([self.offset] if config.loss.stress_offset else [])]
         self.optimizer = make_optimizer(training, self.fitted)
         self.epoch = self.step = self.best_epoch = self.plateau_epochs = 0
@@ -128,6 +132,15 @@ class Run:
         self.batches.epoch = self.epoch
         self.sums.zero_()
 
+    def keep_start(self) -> dict:
+        """Before the first step: the trained weights that the run begins with stay the best until others are. Their errors."""
+        valid, self.best_loss = self.validate()
+        self.best = self._copy_of_average()
+        return valid
+
+    def _copy_of_average(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
+
     def end_epoch(self) -> None:
         """Validates the average, keeps it if it is the best, and reports."""
         start = time.monotonic()
@@ -137,7 +150,7 @@ class Run:
         gain = valid_loss < self.best_loss
         if gain:
             self.best_loss, self.best_epoch = valid_loss, self.epoch
-            self.best = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
+            self.best = self._copy_of_average()
         self._plateau(gain)
         row = {"epoch": self.epoch, "step": self.step, "seconds": round(self.clock.elapsed(), 1)}
         row |= {"learning_rate": self.optimizer.param_groups[0]["lr"]}

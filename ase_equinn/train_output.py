@@ -48,7 +48,7 @@ class TrainResult(NamedTuple):
 def finish(run: Run, sets: Sets, facts: dict, console: Console) -> TrainResult:
     """Evaluates the best weights on all sets and writes the folder; the checkpoint stays if the run can be resumed."""
     folder = Path(run.config.output)
-    bounded = within_limits(run.config, run.best_potential(), of_labelled(run.batches.samples, sets.train))
+    bounded = within_limits(run.config, run.best_potential(), of_labelled(run.batches.samples, sets.train), run.start)
     potential = complete(bounded, run.term)
     potential.metadata = metadata(run, sets, facts)
     write_folder(folder, potential, sets, run.n_shown, console)

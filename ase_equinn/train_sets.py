@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .data import Frame, FrameSet, Keys, apply_weights, file_sha256, is_isolated_atom, read_frames, split
 from .data_files import find_file
-from .train_config import LEARNING_RATES, OPTIMIZERS, ConfigError, DataConfig, DataFile, TrainConfig, nearest
+from .train_config import LEARNING_RATES, OPTIMIZERS, TRAINED, ConfigError, DataConfig, DataFile, TrainConfig, nearest
 from .train_statistics import batch_size
 
 
@@ -76,10 +76,11 @@ def locate(data: DataConfig, beside: Path | None, below: str | Path | None) -> d
 def resolved(config: TrainConfig, sets: Sets) -> TrainConfig:
     """The config with what was found out: hashes of the files, batch size, optimizer, learning rate."""
     data = config.data.model_copy(update=sets.files)
+    usual = LEARNING_RATES[config.model.name] * (TRAINED if config.start else 1.0)
     found = {
         "optimizer": config.training.optimizer or OPTIMIZERS[config.model.name],
         "batch_size": config.training.batch_size or batch_size(sets.train),
-        "learning_rate": config.training.learning_rate or LEARNING_RATES[config.model.name],
+        "learning_rate": config.training.learning_rate or usual,
     }
     return config.model_copy(update={"data": data, "training": config.training.model_copy(update=found)})
 

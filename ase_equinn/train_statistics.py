@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
-from typing import Sequence
+from types import MappingProxyType
+from typing import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from .potential import ARCHITECTURES, Potential
 from .reference import fit_reference_energies, isolated_atom_energies
 from .train_config import ConfigError, ModelConfig, TrainConfig, nearest
 
-SAMPLE = 50  # structures on which the untrained network is run to centre its energies
+SAMPLE = 50  # structures on which the network is run to centre its energies
+START = "start"  # where reference energies are from
+OTHER_LEVEL = 1.0  # eV by which no training set differs from another at the same level of theory
 
 
 def species_of(frames: Sequence[Frame]) -> tuple[int, ...]:
@@ -87,12 +90,18 @@ def build_model(config: TrainConfig, species: Sequence[int], avg_num_neighbors: 
 
 
 def reference_energies(
-    config: TrainConfig, frames: Sequence[Frame], isolated: Sequence[Frame], species: Sequence[int]
+    config: TrainConfig,
+    frames: Sequence[Frame],
+    isolated: Sequence[Frame],
+    species: Sequence[int],
+    before: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[dict[int, float], dict[int, str], list[str]]:
-    """({number: eV}, {number: where it is from}, warnings): from the config, isolated atoms, or least squares."""
+    """({number: eV}, {number: where it is from}, warnings): from the config, isolated atoms, `before`, or least squares."""
     atoms = [int(frame.atoms.numbers[0]) for frame in isolated]
-    known = isolated_atom_energies(atoms, [frame.energy for frame in isolated])
-    origin = {z: f"isolated atom, {Path(isolated[atoms.index(z)].origin).name}" for z in known}
+    alone = isolated_atom_energies(atoms, [frame.energy for frame in isolated])
+    known = {**before, **alone}
+    origin = dict.fromkeys(before, START)
+    origin |= {z: f"isolated atom, {Path(isolated[atoms.index(z)].origin).name}" for z in alone}
     for symbol, energy in config.reference_energies.items():
         if symbol not in atomic_numbers:
             raise ConfigError(f"reference_energies: {symbol!r} is not an element")
@@ -116,7 +125,7 @@ def reference_energies(
 
 
 def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batch]) -> dict[int, float]:
-    """Per-species eV that centre the potential's energies on the labels, by least squares per atom.
+    """Per-species eV that, added, centre the potential's energies on the labels, by least squares per atom.
 
     Where compositions do not tell elements apart, an element gets in proportion to how many atoms touch its own (nn_crowding),
     as if every bond were worth the same: limits let an atom lose its shift with its neighbours.
@@ -147,36 +156,54 @@ def shifts(potential: Potential, frames: Sequence[Frame], samples: Sequence[Batc
 
 
 def statistics(
-    config: TrainConfig, frames: Sequence[Frame], isolated: Sequence[Frame], samples: Sequence[Batch]
+    config: TrainConfig,
+    frames: Sequence[Frame],
+    isolated: Sequence[Frame],
+    samples: Sequence[Batch],
+    start: Potential | None = None,
 ) -> dict:
-    """What is taken from the training set, as JSON: species, avg_num_neighbors, scale, reference energies and shift."""
-    species = species_of([*frames, *isolated])
+    """What is taken from the training set, as JSON: species, avg_num_neighbors, scale, reference energies and shift.
+
+    A trained network, `start`, keeps its own, but for reference energies that config or data give, and for what its
+    energies on the training set still lack on average, which is added to its shift.
+    """
+    species = start.species if start else species_of([*frames, *isolated])
     n_edges = sum(sample.graphs[0].edge_index.shape[1] for sample in samples)
-    energies, origin, warnings = reference_energies(config, frames, isolated, species)
+    neighbors = n_edges / sum(len(sample.positions) for sample in samples) or 1.0
+    before = start.reference_energies if start else {}
+    energies, origin, warnings = reference_energies(config, frames, isolated, species, before)
     found = {
         "species": list(species),
-        "avg_num_neighbors": n_edges / sum(len(sample.positions) for sample in samples) or 1.0,
-        "scale": force_scale(frames),
+        "avg_num_neighbors": start.models[0].hyperparameters["avg_num_neighbors"] if start else neighbors,
+        "scale": start.scale[0] if start else force_scale(frames),
         "reference_energies": {chemical_symbols[z]: energies[z] for z in species},
         "reference_energies_from": {chemical_symbols[z]: origin[z] for z in species},
-        "shift": {chemical_symbols[z]: 0.0 for z in species},
+        "shift": {chemical_symbols[z]: start.shift[z] if start else 0.0 for z in species},
         "warnings": warnings,
     }
     if config.shift:
-        shift = shifts(build_potential(config, found), frames, samples)
-        found["shift"] = {chemical_symbols[z]: shift[z] for z in species}
+        added = shifts(build_potential(config, found, start), frames, samples)
+        found["shift"] = {symbol: energy + added[atomic_numbers[symbol]] for symbol, energy in found["shift"].items()}
+        far = max(added.values(), key=abs)
+        if abs(far) > OTHER_LEVEL and START in origin.values():
+            warnings.append(
+                f"the energies lie up to {far:.3g} eV per atom away from those of start: of another level of theory? Then "
+                "give isolated-atom frames or reference_energies, or atoms alone keep the energies of start's"
+            )
     return found
 
 
-def build_potential(config: TrainConfig, found: dict, metadata: dict | None = None) -> Potential:
-    """The potential with random weights (from the config's seed) and the given `statistics`, on the config's device."""
+def build_potential(config: TrainConfig, found: dict, start: Potential | None = None) -> Potential:
+    """The potential with the given `statistics` and the weights of `start`, or random ones from the config's seed, on the
+    config's device."""
     potential = Potential(
         [build_model(config, found["species"], found["avg_num_neighbors"])],
         reference_energies={atomic_numbers[symbol]: energy for symbol, energy in found["reference_energies"].items()},
         scale=found["scale"],
         shift={atomic_numbers[symbol]: energy for symbol, energy in found["shift"].items()},
-        metadata=metadata,
     )
+    if start:
+        potential.models[0].load_state_dict(start.models[0].state_dict())
     return potential.to(choose_device(config.training.device))
 
 
