@@ -135,19 +135,22 @@ class Potential(nn.Module):
         return self._offset[numbers]
 
     def descriptors(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> Tensor:
-        """Rotation-invariant features (n, k) of each atom: those of every model that has some, side by side.
+        """Rotation-invariant features (n, k) of each atom: those of the first model that has some.
+
+        (Of the networks of a mean one tells as much as all: benchmarks/uncertainty.md.)
 
         Raises:
             ValueError: no model has descriptors.
         """
-        parts = [
-            model.descriptors(graphs[k], vectors[k])
-            for model, k in zip(self.models, self.graph_of, strict=True)
-            if hasattr(model, "descriptors")
-        ]
-        if not parts:
-            raise ValueError(f"none of the models {[type(model).__name__ for model in self.models]} has descriptors")
-        return torch.cat(parts, dim=1)
+        k = self.describing()
+        return self.models[k].descriptors(graphs[self.graph_of[k]], vectors[self.graph_of[k]])
+
+    def describing(self) -> int:
+        """Which of the models gives the `descriptors`; what they raise."""
+        for k, model in enumerate(self.models):
+            if hasattr(model, "descriptors"):
+                return k
+        raise ValueError(f"none of the models {[type(model).__name__ for model in self.models]} has descriptors")
 
     def isolated_energy(self, number: int) -> float:
         """Energy in eV of an atom without neighbours: reference energy + shift + what the models give without edges."""

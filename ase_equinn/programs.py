@@ -36,7 +36,8 @@ class Programs:
     """
 
     def __init__(self, potential: Potential, descriptors: bool = False):
-        self.potential, self.in_torch, self._describe = potential, {}, descriptors
+        self.potential, self.in_torch = potential, {}
+        self._described = potential.describing() if descriptors else None
         self._programs: dict[tuple[int, ...], list[tuple[Program, SpeciesIndex]]] = {}
         self._native = list(range(len(potential.models)))
         self._rest: InTorch | None = None
@@ -56,7 +57,11 @@ class Programs:
             none = positions.new_zeros(0)
             return Energies(none, none.view(0, 3), none.view(0, 3, 3)) if gradient else Energies(none, None, None)
         offset, indices, programs = self._of_atoms(numbers)
-        energy, forces, virial = offset[:n_counted].numpy(), 0.0, 0.0  # numpy: for so little several times faster than torch
+        energy, forces, virial = (
+            offset[:n_counted].numpy(),
+            0.0,
+            0.0,
+        )  # numpy: for so little several times faster than torch
         for k, index, program in zip(self._native, indices, programs):
             graph, scale = graphs[potential.graph_of[k]], potential.scale[k]
             edges = graph.row_ptr, graph.edge_index[1], vectors[potential.graph_of[k]]
@@ -78,22 +83,19 @@ class Programs:
     def last_descriptors(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> Tensor:
         """`potential.descriptors` of the structure that was evaluated last, in its dtype.
 
-        Models whose programs do not keep them, or that have none, are run in torch. The next evaluation may change them.
+        A model whose program does not keep them is run in torch. The next evaluation may change them.
 
         Args:
             graphs, vectors: of that structure, all of whose atoms counted.
         """
-        potential, numbers = self.potential, graphs[0].numbers
-        native = dict(zip(self._native, self._of_atoms(numbers)[2])) if len(numbers) else {}
-        parts = []
-        for k, model in enumerate(potential.models):
-            if k in native and native[k].plan.descriptors:
-                parts.append(native[k].descriptors(len(numbers)))
-            elif hasattr(model, "descriptors"):
-                own = potential.graph_of[k]
-                with torch.no_grad():
-                    parts.append(model.descriptors(graphs[own], vectors[own].to(potential.dtype)))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        potential, numbers, k = self.potential, graphs[0].numbers, self.potential.describing()
+        if len(numbers) and k in self._native:
+            program = self._of_atoms(numbers)[2][self._native.index(k)]
+            if program.plan.descriptors:
+                return program.descriptors(len(numbers))
+        own = potential.graph_of[k]
+        with torch.no_grad():
+            return potential.models[k].descriptors(graphs[own], vectors[own].to(potential.dtype))
 
     def _of_atoms(self, numbers: Tensor) -> tuple[Tensor, list[Tensor], list[Program]]:
         """What follows from the atomic numbers, kept while they stay: offsets, rows of the species, programs."""
@@ -110,7 +112,8 @@ class Programs:
             made = []
             for k in list(self._native):
                 try:
-                    made.append(make_program(self.potential.models[k], numbers, self.potential.dtype, self._describe))
+                    model = self.potential.models[k]
+                    made.append(make_program(model, numbers, self.potential.dtype, k == self._described))
                 except Untraceable as reason:
                     self._leave(k, reason)
             self._programs[numbers] = made

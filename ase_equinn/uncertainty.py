@@ -14,7 +14,6 @@ Musaelian, Kozinsky, J. Chem. Phys. 158, 164111 (2023), who take the likelihood 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,12 +33,17 @@ class Scale(NamedTuple):
     reach: float
     factors: dict[int, float]
 
-    def __call__(self, number: int, squares: Tensor) -> Tensor:
-        """sigma from d^2."""
-        out = squares.pow(self.power).mul_(self.factors[number] ** 2)
+    def __call__(self, factors: Tensor | float, squares: Tensor) -> Tensor:
+        """sigma from the factors of the atoms and their d^2."""
+        out = squares.pow(self.power).mul_(factors).mul_(factors)
         if self.power < 1:
             out *= (squares / self.reach**2).clamp_(min=1).pow_(1 - self.power)
         return out.add_(self.floor**2).sqrt_()
+
+
+class _Atoms(NamedTuple):
+    rows: list[tuple[int, Tensor]]  # of each element
+    factors: Tensor  # (n,) eV/A
 
 
 class Uncertainty:
@@ -69,11 +73,12 @@ class Uncertainty:
         self.widths = {z: widths[z].detach().float().cpu() for z in self.species if z in widths}
         self.scale, self.largest, self.facts = scale, float(largest), dict(facts or {})
         self._ready: dict[tuple, Nearest] = {}
+        self._kept: tuple[Tensor, _Atoms] | None = None
         _check(self, widths)
         self.n_descriptors = self.centres[self.species[0]].shape[1]
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_ready": {}}
+        return self.__dict__ | {"_ready": {}, "_kept": None}
 
     def sigma(self, numbers: Tensor, descriptors: Tensor) -> Tensor:
         """Expected size of the force's error on each atom.
@@ -85,29 +90,37 @@ class Uncertainty:
         Returns:
             (n,) eV/A, float64.
         """
-        return self._each(self.scale, numbers, descriptors)
+        return self.scale(self._atoms(numbers).factors, self._squares(numbers, descriptors))
 
     def distances(self, numbers: Tensor, descriptors: Tensor) -> Tensor:
         """d_i, (n,) float64."""
-        return self._each(lambda number, squares: squares.sqrt(), numbers, descriptors)
+        return self._squares(numbers, descriptors).sqrt()
 
-    def _each(self, function: Callable, numbers: Tensor, descriptors: Tensor) -> Tensor:
-        """function(Z, d^2) of the atoms of each element Z."""
+    def _squares(self, numbers: Tensor, descriptors: Tensor) -> Tensor:
+        """d_i^2, (n,) float64."""
         if descriptors.shape[1] != self.n_descriptors:
             raise ValueError(f"{descriptors.shape[1]} descriptors, the centres have {self.n_descriptors}")
-        if len(self.species) == 1:
-            return function(self.species[0], self._nearest(self.species[0], descriptors))
-        out = descriptors.new_zeros(len(numbers), dtype=torch.float64)
-        for z in self.species:
-            rows = torch.nonzero(numbers == z)[:, 0]
-            out[rows] = function(z, self._nearest(z, descriptors[rows]))
-        return out
+        x = descriptors if descriptors.stride(1) == 1 else descriptors.contiguous()
+        out = torch.empty(len(x), dtype=x.dtype, device=x.device)
+        for z, rows in self._atoms(numbers).rows:
+            self._nearest(z, x)(x, rows, out)
+        return out.double()
 
-    def _nearest(self, number: int, x: Tensor) -> Tensor:
+    def _atoms(self, numbers: Tensor) -> _Atoms:
+        """What follows from the atomic numbers, kept while they stay."""
+        if self._kept is None or not torch.equal(self._kept[0], numbers):
+            factors = torch.zeros(len(numbers), dtype=torch.float64, device=numbers.device)
+            rows = [(z, torch.nonzero(numbers == z)[:, 0]) for z in self.species]
+            for z, own in rows:
+                factors[own] = self.scale.factors[z]
+            self._kept = numbers.clone(), _Atoms(rows, factors)
+        return self._kept[1]
+
+    def _nearest(self, number: int, x: Tensor) -> Nearest:
         key = number, x.dtype, x.device
         if key not in self._ready:
             self._ready[key] = Nearest(self.centres[number], self.widths[number], x.dtype, x.device)
-        return self._ready[key](x)
+        return self._ready[key]
 
     def to_file(self) -> tuple[dict, dict[str, Tensor]]:
         """An entry for the header of a potential file, and tensors by name."""

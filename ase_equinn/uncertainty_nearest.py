@@ -40,22 +40,19 @@ class Nearest:
             self._fixed = [t.data_ptr() for t in (self._origin, self._scale, self._columns, self._scratch)]
             self._sizes = tuple(self._columns.shape)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(n, k) -> (n,), float64."""
-        if self._kernel is not None:
-            return self._by_kernel(x if x.stride(1) == 1 else x.contiguous()).double()
-        return self._by_torch(x)
-
-    def _by_kernel(self, x: Tensor) -> Tensor:
-        out = torch.empty(len(x), dtype=x.dtype)
-        self._kernel(x.data_ptr(), *self._fixed, out.data_ptr(), 0, len(x), x.stride(0), *self._sizes)
-        return out
+    def __call__(self, x: Tensor, rows: Tensor, out: Tensor) -> None:
+        """Sets out[rows], (n,) in x's dtype, to d^2 of x[rows], (n, k) with its numbers of a row side by side."""
+        if self._kernel is None:
+            out[rows] = self._by_torch(x[rows])
+            return
+        pointers = x.data_ptr(), *self._fixed, out.data_ptr(), rows.data_ptr()
+        self._kernel(*pointers, 0, len(rows), x.stride(0), *self._sizes)
 
     def _by_torch(self, x: Tensor) -> Tensor:
         """The nearest centre is found by a matrix product; the distance from it by differences, which do not cancel."""
         y = (x - self._origin) * self._scale
         nearest = [torch.addmm(self._squares, part, self._points.T, alpha=-2).argmin(1) for part in y.split(_ROWS)]
-        return (y - self._points[torch.cat(nearest)]).double().square().sum(1) if len(y) else y.new_zeros(0).double()
+        return (y - self._points[torch.cat(nearest)]).square().sum(1) if len(y) else y.new_zeros(0)
 
 
 @lru_cache(maxsize=None)

@@ -61,7 +61,7 @@ def nearest(train, x, n_centres=None):
 def power_law(numbers, distances, errors, species):
     """sigma(z, distances) with a fitted power."""
     scale = fit_scale(numbers, distances, errors, species)
-    return lambda z, d: scale(z, torch.from_numpy(d) ** 2).numpy()
+    return lambda z, d: scale(scale.factors[z], torch.from_numpy(d) ** 2).numpy()
 
 
 def row(name, distances, errors, frames, numbers, fit=power_law):

@@ -8,24 +8,25 @@ TILE = 4  # vectors of points that are looked at together: their sums do not wai
 
 
 class NearestKernel:
-    """out_i = min_c sum_a ((x_ia - origin_a) scale_a - point_ca)^2, infinite where that is nan.
+    """out_i = min_c sum_a ((x_ia - origin_a) scale_a - point_ca)^2 for the atoms i = atom_first ..., infinite where that is nan.
 
-    Pointers, all of one kind: x, whose rows of k numbers are `row` numbers apart; origin (k,); scale (k,);
-    points (k, n_points); scratch (k,); out (n,). Integers: first and last atom, row, k, n_points, which is a multiple of
+    Pointers: x, whose rows of k numbers are `row` numbers apart; origin (k,); scale (k,); points (k, n_points); scratch (k,);
+    out (n,), all of one kind; atom, int64. Integers: first and last of atom, row, k, n_points, which is a multiple of
     TILE * lanes: pad with points that are far away.
     """
 
-    name, n_pointers, n_integers = "nearest", 6, 5
+    name, n_pointers, n_integers = "nearest", 7, 5
 
     def __init__(self, *, bits: int, lanes: int):
         self.bits, self.e = bits, Emitter(self.name, self.n_pointers, self.n_integers, bits, lanes)
 
     def source(self) -> str:
         e, b = self.e, self.e.b
-        x, origin, scale, points, scratch, out = e.pointers
+        x, origin, scale, points, scratch, out, atom = e.pointers
         first, last, apart, k, n_points = e.integers
         best, sums = e.variable(e.lanes), [e.variable(e.lanes) for _ in range(TILE)]
-        with e.loop(first, last) as i:
+        with e.loop(first, last) as m:
+            i = e.load_int(atom, m)
             row = e.times(i, apart)
             for a, width in e.vectors(k):
                 moved = b.fsub(e.load(x, e.add(row, a), width), e.load(origin, a, width))
