@@ -62,7 +62,7 @@ def train(
     if max_time is not None:
         config = load_config(config.model_dump(exclude_unset=True) | {"max_time": max_time})
     beside = Path(name).parent if name else None
-    config, starts = with_start(config, beside)
+    config, starts = with_start(config, beside, data_dir)
     check_model(config.model)
     console = Console(quiet=quiet)
     folder = Path(config.output)

@@ -13,7 +13,7 @@ from ase.data import chemical_symbols
 from torch import nn
 
 from .data import file_sha256
-from .data_files import origin
+from .data_files import find_file, origin
 from .potential import ARCHITECTURES, Potential
 from .potential_file import PotentialFileError
 from .potential_find import find_potential
@@ -22,7 +22,9 @@ from .train_config import ConfigError, DataFile, ModelConfig, TrainConfig
 from .train_statistics import check_model
 
 
-def with_start(config: TrainConfig, beside: Path | None = None) -> tuple[TrainConfig, list[Potential | None]]:
+def with_start(
+    config: TrainConfig, beside: Path | None = None, below: str | Path | None = None
+) -> tuple[TrainConfig, list[Potential | None]]:
     """(config, starts): the config with what its `start` says of the model, and one potential for each network of that.
 
     These hold the network, and the repulsive core if there is one. A mean (`members`) has several, which get its shift; all else
@@ -31,14 +33,16 @@ def with_start(config: TrainConfig, beside: Path | None = None) -> tuple[TrainCo
     Args:
         config: `start` names a file, a folder or a shipped potential, and the wanted sha256 of the file.
         beside: the folder of the config.
+        below: the folder given by the user, in which a file is looked for by name and by sha256.
 
     Raises:
         PotentialFileError: no such potential, or not intact.
+        FileNotFoundError: the folder `below` does not exist.
         ConfigError: another sha256; models that training does not know; the config's own `model` is another one.
     """
     if config.start is None:
         return config, [None]
-    path = _located(config.start, beside)
+    path = _located(config.start, beside, below)
     found = config.start.model_copy(update={"sha256": file_sha256(path)})
     if config.start.sha256 not in (None, found.sha256):
         known = origin(config.start.source, config.start.licence, config.start.sha256)
@@ -47,14 +51,22 @@ def with_start(config: TrainConfig, beside: Path | None = None) -> tuple[TrainCo
     return config.model_copy(update={"start": found, "model": _model(config.model, starts[0].models[0])}), starts
 
 
-def _located(entry: DataFile, beside: Path | None) -> Path:
+def _located(entry: DataFile, beside: Path | None, below: str | Path | None) -> Path:
+    """The file that is meant: a potential's file, folder or shipped name, from here or beside the config; or one below."""
     try:
         return find_potential(entry.file)
     except PotentialFileError as error:
-        try:
-            return find_potential(Path(beside or ".") / entry.file)
-        except PotentialFileError:
-            raise PotentialFileError(f"start: {error}{origin(entry.source, entry.licence, entry.sha256)}") from None
+        problem = f"start: {error}{origin(entry.source, entry.licence, entry.sha256)}"
+    try:
+        return find_potential(Path(beside or ".") / entry.file)
+    except PotentialFileError:
+        pass
+    try:
+        return find_file(entry.file, sha256=entry.sha256, below=below)
+    except (FileNotFoundError, ValueError):
+        if below and not Path(below).is_dir():
+            raise
+        raise PotentialFileError(problem) from None
 
 
 def _networks(whole: Potential, path: Path) -> list[Potential]:

@@ -112,13 +112,15 @@ def test_a_training_that_makes_it_worse_gives_the_start_back(first, data, tmp_pa
     assert "which these are" in (result.folder / "README.md").read_text()
 
 
-def test_a_file_beside_the_config_and_a_shipped_name(first, data, tmp_path):
+def test_a_file_beside_the_config_or_in_the_data_folder_and_a_shipped_name(first, data, tmp_path):
     (tmp_path / "mine.safetensors").write_bytes((first / "model.safetensors").read_bytes())
     text = (
         f"data: {{train: {data['train']}, valid: {data['valid']}}}\noutput: {tmp_path}/out\nstart: mine.safetensors\n"
     )
     (tmp_path / "config.yaml").write_text(text + "training: {epochs: 1}\n")
     assert train(tmp_path / "config.yaml", quiet=True).potential.scale == Potential.load(first).scale
+    found = train(config(data, tmp_path / "below", "mine.safetensors"), data_dir=tmp_path, quiet=True)
+    assert found.potential.scale == Potential.load(first).scale
     result = train(config(data, tmp_path / "copper", "copper", max_time="20s"), max_time="2s", quiet=True)
     assert result.potential.models[0].hyperparameters["cutoff"] == Potential.load("copper").models[0].cutoff
 
