@@ -27,8 +27,8 @@ def with_start(
 ) -> tuple[TrainConfig, list[Potential | None]]:
     """(config, starts): the config with what its `start` says of the model, and one potential for each network of that.
 
-    These hold the network, and the repulsive core if there is one. A mean (`members`) has several, which get its shift; all else
-    has one. [None] where the config has no `start`.
+    These hold the network, and the repulsive cores. A mean (`members`) has several, which get its shift; all else has one.
+    [None] where the config has no `start`.
 
     Args:
         config: `start` names a file, a folder or a shipped potential, and the wanted sha256 of the file.
@@ -74,10 +74,10 @@ def _networks(whole: Potential, path: Path) -> list[Potential]:
     networks = [k for k, model in enumerate(whole.models) if any(True for _ in model.parameters())]
     cores = [k for k, model in enumerate(whole.models) if isinstance(model, ZBL)]
     n_mean = len(whole.metadata.get("training", {}).get("members", [None]))
-    if len(networks) != n_mean or len(cores) > 1 or len(networks) + len(cores) != len(whole.models):
+    if len(networks) != n_mean or len(networks) + len(cores) != len(whole.models):
         held = ", ".join(type(model).__name__ for model in whole.models)
         raise ConfigError(
-            f"start: {path}: wanted is a network, or the mean that a training with `members` leaves, with or without a ZBL core; "
+            f"start: {path}: wanted is a network, or the mean that a training with `members` leaves, with or without ZBL cores; "
             f"got the sum of {held}"
         )
     return [
@@ -122,13 +122,13 @@ def check_species(start: Potential, species: Sequence[int]) -> None:
 
 
 def narrower(core: ZBL | None, start: Potential | None) -> ZBL | None:
-    """The core of a run, nowhere wider than the one the start's network has learned beside.
+    """The core of a run, nowhere wider than any that the start's networks have learned beside.
 
     A wider one would have to be learned anew; where the start has none, the data decide.
     """
-    known = [model for model in start.models if isinstance(model, ZBL)] if core and start else []
-    if not known:
-        return core
-    before = dict(zip(known[0].species, known[0].radii))
-    radii = [min(radius, before[z]) for z, radius in zip(core.species, core.radii)]
-    return ZBL(**known[0].hyperparameters | {"species": list(core.species), "radii": radii})
+    for model in start.models if core and start else ():
+        if isinstance(model, ZBL):
+            before = dict(zip(model.species, model.radii))
+            radii = [min(radius, before[z]) for z, radius in zip(core.species, core.radii)]
+            core = ZBL(**model.hyperparameters | {"species": list(core.species), "radii": radii})
+    return core

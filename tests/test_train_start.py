@@ -14,6 +14,7 @@ from ase_equinn.calculator import EquiCalculator
 from ase_equinn.data import file_sha256
 from ase_equinn.models.schnet import SchNet
 from ase_equinn.potential import Potential, PotentialFileError
+from ase_equinn.potential_mean import mean_potential
 from ase_equinn.terms.zbl import ZBL
 from ase_equinn.train import train
 from ase_equinn.train_checkpoint import CheckpointError
@@ -123,6 +124,17 @@ def test_a_file_beside_the_config_or_in_the_data_folder_and_a_shipped_name(first
     assert found.potential.scale == Potential.load(first).scale
     result = train(config(data, tmp_path / "copper", "copper", max_time="20s"), max_time="2s", quiet=True)
     assert result.potential.models[0].hyperparameters["cutoff"] == Potential.load("copper").models[0].cutoff
+
+
+def test_a_mean_with_several_cores_gives_the_narrowest(first, data, tmp_path):
+    """Networks that were trained apart may have cores of their own, as in the shipped `acac`."""
+    one = Potential.load(first)
+    both = mean_potential([one, Potential([one.models[0], ZBL([29], radii=[0.5])], shift=one.shift)])
+    both.metadata = {"training": {"members": [{"seed": 0}]}}
+    assert len(both.models) == 3
+    both.save(tmp_path / "both")
+    found = train(config(data, tmp_path / "out", tmp_path / "both"), quiet=True).potential
+    assert found.models[1].radii == [0.5]
 
 
 def test_members_take_the_networks_of_a_mean_in_turn(mean, data, tmp_path):
