@@ -137,7 +137,7 @@ def prepare_run(
     samples = prepare(sets.train, [config.model.cutoff])
     species = species_of([*sets.train, *sets.isolated])
     if start:
-        check_species(start, species)
+        check_species(start, species_of(sets.train))  # isolated atoms of other elements change nothing
         species = start.species
     valid_samples = prepare(sets.valid, [config.model.cutoff], species)
     prepare(sets.test, [config.model.cutoff], species)

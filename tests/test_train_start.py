@@ -174,10 +174,12 @@ def test_labels_of_another_level_of_theory(first, data, tmp_path, capsys):
     assert result.errors["valid"]["energy_mae"] < 1.5 * Potential.load(first).metadata["errors"]["train"]["energy_mae"]
     atom = label(Atoms("Cu"), "IsolatedAtom")
     atom.info["REF_energy"] += 50.0
-    sets["train"] = [moved, save(tmp_path / "atom.xyz", [atom])]
+    other = label(Atoms("Ni"), "IsolatedAtom")  # of which no structure has any
+    sets["train"] = [moved, save(tmp_path / "atoms.xyz", [atom, other])]
     result = train(config(sets, tmp_path / "other", first))
     assert "another level of theory" not in " ".join(capsys.readouterr().out.split())
     assert result.potential.isolated_energy(29) == pytest.approx(atom.info["REF_energy"], abs=1e-5)
+    assert result.potential.species == (29,)
 
 
 def test_resumed_only_with_the_same_start(first, mean, data, tmp_path):
