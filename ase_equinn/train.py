@@ -24,7 +24,7 @@ from .train_output import TrainResult, finish
 from .train_progress import Display, number
 from .train_schedule import Clock
 from .train_sets import Sets, read_sets, resolved
-from .train_start import check_species, narrower, with_start
+from .train_start import check_species, core_of, with_start
 from .train_statistics import build_potential, check_model, species_of, statistics
 from .train_terms import complete, repulsion, without
 
@@ -141,7 +141,8 @@ def prepare_run(
         species = start.species
     valid_samples = prepare(sets.valid, [config.model.cutoff], species)
     prepare(sets.test, [config.model.cutoff], species)
-    term = narrower(repulsion(config, species, of_labelled(samples, sets.train)), start)
+    term = core_of(start) if start and config.zbl else None
+    term = term or repulsion(config, species, of_labelled(samples, sets.train))
     train, valid = without(sets.train, term), without(sets.valid, term)
     samples, valid_samples = relabelled(samples, train), relabelled(valid_samples, valid)
     checkpoint = load_checkpoint(_checkpoint(folder)) if resume and _checkpoint(folder).exists() else None

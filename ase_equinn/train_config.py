@@ -171,8 +171,8 @@ class TrainConfig(_Section):
     (train_limits), so that the core wins where atoms crowd. For the models that have limits, mace and nequip.
     `members`: networks trained one after the other with the seeds from `seed` on, whose mean is the potential
     (train_members): more exact where data are few, at as many times the cost. They share `max_time`.
-    `start`: a trained potential (folder, file or shipped name) whose weights, scale, shifts and reference energies the run
-    begins with (train_start); `model` is left out then, and the learning rate is 0.3 times as large. Of a mean of networks
+    `start`: a trained potential (folder, file or shipped name) whose weights, scale, shifts, core and reference energies the
+    run begins with (train_start); `model` is left out then, and the learning rate is 0.3 times as large. Of a mean of networks
     `members` take one each, in turn.
     """
 

@@ -84,7 +84,7 @@ def _networks(whole: Potential, path: Path) -> list[Potential]:
         Potential(
             [copy.deepcopy(whole.models[i]) for i in (k, *cores)],
             reference_energies=whole.reference_energies,
-            scale=[whole.scale[k] * n_mean, *(whole.scale[core] for core in cores)],
+            scale=[whole.scale[k] * n_mean, *(whole.scale[core] if n_mean == 1 else 1.0 for core in cores)],
             shift=whole.shift,
             metadata=whole.metadata,
         )
@@ -121,14 +121,15 @@ def check_species(start: Potential, species: Sequence[int]) -> None:
         raise ConfigError(f"start: the network knows {known}; the data hold {', '.join(new)} too")
 
 
-def narrower(core: ZBL | None, start: Potential | None) -> ZBL | None:
-    """The core of a run, nowhere wider than any that the start's networks have learned beside.
+def core_of(start: Potential) -> ZBL | None:
+    """The repulsive core, with the scale 1, that the start's network has learned beside: with another it would have to learn anew.
 
-    A wider one would have to be learned anew; where the start has none, the data decide.
+    Of several, as a mean of networks that were trained apart may have, the narrowest.
     """
-    for model in start.models if core and start else ():
+    core = None
+    for model, scale in zip(start.models, start.scale, strict=True):
         if isinstance(model, ZBL):
-            before = dict(zip(model.species, model.radii))
-            radii = [min(radius, before[z]) for z, radius in zip(core.species, core.radii)]
-            core = ZBL(**model.hyperparameters | {"species": list(core.species), "radii": radii})
+            radii = model.radii if core is None else list(map(min, core.radii, model.radii))
+            amplitudes = [scale * amplitude for amplitude in model.amplitudes]
+            core = ZBL(**model.hyperparameters | {"radii": radii, "amplitudes": amplitudes})
     return core

@@ -1,7 +1,10 @@
 """`start: potential`: a training that begins with a trained network, its scale, shifts and limits."""
 
 import csv
+import json
+import lzma
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from labelled import copper, label, same, save, tensors, three_sets
 
 from ase_equinn.calculator import EquiCalculator
 from ase_equinn.data import file_sha256
+from ase_equinn.mace_import import import_mace
 from ase_equinn.models.schnet import SchNet
 from ase_equinn.potential import Potential, PotentialFileError
 from ase_equinn.potential_mean import mean_potential
@@ -20,6 +24,7 @@ from ase_equinn.train import train
 from ase_equinn.train_checkpoint import CheckpointError
 from ase_equinn.train_config import ConfigError, load_config
 
+FIXTURES = Path(__file__).parent / "data" / "mace"
 MODEL = {"name": "mace", "cutoff": 4.0, "irreps_hidden": "4x0e+4x1o", "lmax": 1, "correlation": 2}
 TRAINING = {"epochs": 24, "batch_size": 4}
 
@@ -147,7 +152,28 @@ def test_members_take_the_networks_of_a_mean_in_turn(mean, data, tmp_path):
         assert potential.scale == pytest.approx(Potential.load(mean / "members" / str(k % 2)).scale)
 
 
-def test_limits_and_core_are_no_narrower_and_no_wider_than_those_of_the_start(first, data, tmp_path):
+def test_an_imported_mace_with_a_core_of_its_own_begins_as_it_is(tmp_path):
+    """Its pair repulsion reaches into the data and is scaled as the network is. Labels are its own numbers."""
+    model = tmp_path / "sige.model"
+    model.write_bytes(lzma.decompress((FIXTURES / "sige_L2_density.model.xz").read_bytes()))
+    known = import_mace(model)
+    assert isinstance(known.models[1], ZBL) and known.scale[1] != 1.0
+    known.save(tmp_path / "sige")
+    record, images = json.loads((FIXTURES / "records.json").read_text())["sige_L2_density"], []
+    for seed in range(4):
+        atoms = Atoms(record["numbers"], record["positions"], cell=record["cell"], pbc=True)
+        atoms.rattle(0.02, seed=seed)
+        atoms.calc = EquiCalculator(known, device="cpu", dtype="float64")
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = atoms.get_potential_energy(), atoms.get_forces()
+        images.append(atoms)
+    file = save(tmp_path / "own.xyz", images)
+    result = train(config({"train": file, "valid": file}, tmp_path / "out", tmp_path / "sige"), quiet=True)
+    assert result.potential.models[1].radii == known.models[1].radii
+    size = np.abs(np.concatenate([atoms.arrays["REF_forces"] for atoms in images])).mean()
+    assert result.errors["valid"]["force_mae"] < 1e-4 * 1000 * size
+
+
+def test_limits_are_no_narrower_than_those_of_the_start_and_the_core_is_the_same(first, data, tmp_path):
     """On nearly perfect crystals alone, limits would be narrow and a core would be wide."""
     quiet = save(tmp_path / "calm.xyz", copper(4, rattle=0.001, strain=0.0))
     alone = {"data": {"train": quiet, "valid": data["valid"]}, "output": str(tmp_path / "alone"), "model": MODEL}
