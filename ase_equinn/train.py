@@ -61,15 +61,15 @@ def train(
     config = load_config(config)
     if max_time is not None:
         config = load_config(config.model_dump(exclude_unset=True) | {"max_time": max_time})
-    beside = Path(name).parent if name else None
-    config, starts = with_start(config, beside, data_dir)
-    check_model(config.model)
     console = Console(quiet=quiet)
     folder = Path(config.output)
     if _finished(folder, resume):
         console.print(f"{folder} holds a finished potential: nothing to resume")
         potential = Potential.load(folder)
         return TrainResult(folder, potential, potential.metadata.get("errors", {}), "finished before")
+    beside = Path(name).parent if name else None
+    config, starts = with_start(config, beside, data_dir)
+    check_model(config.model)
     if config.start:
         part = f", network 1 of its {len(starts)}" if len(starts) > 1 == config.members else ""
         console.print(f"starting from {config.start.file}{part}")

@@ -91,7 +91,7 @@ class Uncertainty:
             (n,) eV/A, float64.
         """
         squares, factors = self._squares(numbers, descriptors), self._atoms(numbers).factors
-        if squares.is_cuda:
+        if squares.device.type != "cpu":
             return self.scale(factors, squares)
         return torch.from_numpy(self.scale(factors.numpy(), squares.numpy()))  # for so little several times faster
 

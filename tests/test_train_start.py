@@ -225,6 +225,8 @@ def test_resumed_only_with_the_same_start(first, mean, data, tmp_path):
     on = train(wanted, quiet=True, resume=True)
     whole = train(wanted | {"output": str(tmp_path / "whole")}, quiet=True)
     assert same(tensors(on.folder), tensors(whole.folder))
+    gone = wanted | {"start": str(tmp_path / "gone")}  # a finished run needs its start no more
+    assert train(gone, quiet=True, resume=True).stopped == "finished before"
 
 
 def test_bad_input_leaves_nothing(first, data, tmp_path):
