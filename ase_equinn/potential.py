@@ -137,7 +137,7 @@ class Potential(nn.Module):
     def descriptors(self, graphs: tuple[Graph, ...], vectors: tuple[Tensor, ...]) -> Tensor:
         """Rotation-invariant features (n, k) of each atom: those of the first model that has some.
 
-        (Of the networks of a mean one tells as much as all: benchmarks/uncertainty.md.)
+        (Of the networks of a mean one tells nearly as much as all: benchmarks/uncertainty.md.)
 
         Raises:
             ValueError: no model has descriptors.
@@ -279,12 +279,18 @@ def read_header(path: str | os.PathLike) -> dict:
 
 def _describe(model: nn.Module, scale: float) -> dict:
     """The entry of a model in the header; refuses what a reader would refuse."""
+    name = architecture(model)
+    check_hyperparameters(name, type(model), model.hyperparameters)
+    return {"architecture": name, "hyperparameters": model.hyperparameters, "scale": scale}
+
+
+def architecture(model: nn.Module) -> str:
+    """The name that files and configs have for the model's class; ValueError where there is none."""
     place = (type(model).__module__, type(model).__qualname__)
-    names = [name for name, known in ARCHITECTURES.items() if known == place]
-    if not names:
-        raise ValueError(f"{place[1]} has no name in a potential file, only {', '.join(ARCHITECTURES)} have")
-    check_hyperparameters(names[0], type(model), model.hyperparameters)
-    return {"architecture": names[0], "hyperparameters": model.hyperparameters, "scale": scale}
+    for name, known in ARCHITECTURES.items():
+        if known == place:
+            return name
+    raise ValueError(f"{place[1]} has no name in a potential file, only {', '.join(ARCHITECTURES)} have")
 
 
 def _to_json(table: dict[int, float]) -> dict[str, float]:

@@ -5,7 +5,6 @@ For fine-tuning to other data, for students that go on from one of their teacher
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Sequence
 
@@ -14,9 +13,9 @@ from torch import nn
 
 from .data import file_sha256
 from .data_files import find_file, origin
-from .potential import ARCHITECTURES, Potential
+from .potential import Potential, architecture
 from .potential_file import PotentialFileError
-from .potential_find import find_potential
+from .potential_find import find_potential, shipped_potentials
 from .terms.zbl import ZBL
 from .train_config import ConfigError, DataFile, ModelConfig, TrainConfig
 from .train_statistics import check_model
@@ -53,20 +52,19 @@ def with_start(
 
 def _located(entry: DataFile, beside: Path | None, below: str | Path | None) -> Path:
     """The file that is meant: a potential's file, folder or shipped name, from here or beside the config; or one below."""
+    here = Path(entry.file).exists() or entry.file in shipped_potentials()
+    if not here and beside and (beside / entry.file).exists():
+        return find_potential(beside / entry.file)
+    if not here and below:
+        try:
+            return find_file(entry.file, sha256=entry.sha256, below=below)
+        except (FileNotFoundError, ValueError):
+            if not Path(below).is_dir():
+                raise
     try:
         return find_potential(entry.file)
     except PotentialFileError as error:
-        problem = f"start: {error}{origin(entry.source, entry.licence, entry.sha256)}"
-    try:
-        return find_potential(Path(beside or ".") / entry.file)
-    except PotentialFileError:
-        pass
-    try:
-        return find_file(entry.file, sha256=entry.sha256, below=below)
-    except (FileNotFoundError, ValueError):
-        if below and not Path(below).is_dir():
-            raise
-        raise PotentialFileError(problem) from None
+        raise PotentialFileError(f"start: {error}{origin(entry.source, entry.licence, entry.sha256)}") from None
 
 
 def _networks(whole: Potential, path: Path) -> list[Potential]:
@@ -82,7 +80,7 @@ def _networks(whole: Potential, path: Path) -> list[Potential]:
         )
     return [
         Potential(
-            [copy.deepcopy(whole.models[i]) for i in (k, *cores)],
+            [whole.models[i] for i in (k, *cores)],
             reference_energies=whole.reference_energies,
             scale=[whole.scale[k] * n_mean, *(whole.scale[core] if n_mean == 1 else 1.0 for core in cores)],
             shift=whole.shift,
@@ -94,8 +92,7 @@ def _networks(whole: Potential, path: Path) -> list[Potential]:
 
 def _model(given: ModelConfig, network: nn.Module) -> ModelConfig:
     """The config of the network; ConfigError where a key of the `given` one says something else, with both values."""
-    place = (type(network).__module__, type(network).__qualname__)
-    name = next(name for name, known in ARCHITECTURES.items() if known == place)
+    name = architecture(network)
     wanted = {key: getattr(given, key) for key in given.model_fields_set}
     if wanted.pop("name", name) != name:
         raise ConfigError(f"model.name: the network of start is {name!r}, got {given.name!r}")

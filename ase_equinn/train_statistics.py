@@ -169,18 +169,21 @@ def statistics(
     """
     species = start.species if start else species_of([*frames, *isolated])
     n_edges = sum(sample.graphs[0].edge_index.shape[1] for sample in samples)
-    neighbors = n_edges / sum(len(sample.positions) for sample in samples) or 1.0
     before = start.reference_energies if start else {}
     energies, origin, warnings = reference_energies(config, frames, isolated, species, before)
     found = {
         "species": list(species),
-        "avg_num_neighbors": start.models[0].hyperparameters["avg_num_neighbors"] if start else neighbors,
-        "scale": start.scale[0] if start else force_scale(frames),
+        "avg_num_neighbors": n_edges / sum(len(sample.positions) for sample in samples) or 1.0,
+        "scale": force_scale(frames),
         "reference_energies": {chemical_symbols[z]: energies[z] for z in species},
         "reference_energies_from": {chemical_symbols[z]: origin[z] for z in species},
-        "shift": {chemical_symbols[z]: start.shift[z] if start else 0.0 for z in species},
+        "shift": {chemical_symbols[z]: 0.0 for z in species},
         "warnings": warnings,
     }
+    if start:
+        found["avg_num_neighbors"] = start.models[0].hyperparameters["avg_num_neighbors"]
+        found["scale"] = start.scale[0]
+        found["shift"] = {chemical_symbols[z]: start.shift[z] for z in species}
     if config.shift:
         added = shifts(build_potential(config, found, start), frames, samples)
         found["shift"] = {symbol: energy + added[atomic_numbers[symbol]] for symbol, energy in found["shift"].items()}

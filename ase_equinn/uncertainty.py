@@ -90,22 +90,23 @@ class Uncertainty:
         Returns:
             (n,) eV/A, float64.
         """
-        squares, factors = self._squares(numbers, descriptors), self._atoms(numbers).factors
+        rows, factors = self._atoms(numbers)
+        squares = self._squares(rows, descriptors)
         if squares.device.type != "cpu":
             return self.scale(factors, squares)
         return torch.from_numpy(self.scale(factors.numpy(), squares.numpy()))  # for so little several times faster
 
     def distances(self, numbers: Tensor, descriptors: Tensor) -> Tensor:
         """d_i, (n,) float64."""
-        return self._squares(numbers, descriptors).sqrt()
+        return self._squares(self._atoms(numbers).rows, descriptors).sqrt()
 
-    def _squares(self, numbers: Tensor, descriptors: Tensor) -> Tensor:
+    def _squares(self, atoms: list[tuple[int, Tensor]], descriptors: Tensor) -> Tensor:
         """d_i^2, (n,) float64."""
         if descriptors.shape[1] != self.n_descriptors:
             raise ValueError(f"{descriptors.shape[1]} descriptors, the centres have {self.n_descriptors}")
         x = descriptors if descriptors.stride(1) == 1 else descriptors.contiguous()
         out = torch.empty(len(x), dtype=x.dtype, device=x.device)
-        for z, rows in self._atoms(numbers).rows:
+        for z, rows in atoms:
             self._nearest(z, x)(x, rows, out)
         return out.double()
 

@@ -6,12 +6,12 @@ import pytest
 
 from ase_equinn.data import file_sha256
 from ase_equinn.potential import Potential, shipped_potentials
+from ase_equinn.train_card import PARTS
 from ase_equinn.train_config import load_config
 from ase_equinn.train_sets import locate
 from ase_equinn.train_start import with_start
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
-PARTS = ("train", "valid", "test")
 
 
 @pytest.mark.parametrize("name", sorted(shipped_potentials()))

@@ -142,6 +142,15 @@ def test_a_mean_with_several_cores_gives_the_narrowest(first, data, tmp_path):
     assert found.models[1].radii == [0.5]
 
 
+def test_a_name_that_means_two_potentials_is_refused(first, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "copper").mkdir()
+    (tmp_path / "copper" / "model.safetensors").write_bytes((first / "model.safetensors").read_bytes())
+    with pytest.raises(PotentialFileError, match="start: 'copper' is a shipped potential, and another one lies in"):
+        train(config(data, tmp_path / "out", "copper"), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_members_take_the_networks_of_a_mean_in_turn(mean, data, tmp_path):
     folder = train(config(data, tmp_path / "out", mean, members=3), quiet=True).folder
     before = [Potential.load(mean / "members" / str(k)).models[0].state_dict() for k in range(2)]
